@@ -1,0 +1,1 @@
+"""Everything that spends compute: config -> plan -> execute -> ledger."""

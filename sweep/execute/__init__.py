@@ -1,0 +1,1 @@
+"""Plan minus ledger: start workers as processes, wait, retry, record. Never imports `sweep.train`."""

@@ -1,0 +1,95 @@
+"""Where everything of a sweep lies on disk, and how it is written: atomically, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<run_id>/` of a sweep: one run's request, its history and what came of it."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "worker.lock"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """`outputs/<sweep>/`: the one owner of its paths."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def runs_csv(self) -> Path:
+        return self.path / "runs.csv"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "coordinator.lock"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def run(self, run_id: str) -> RunFolder:
+        return RunFolder(self.path / "runs" / run_id)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either its old content or all of the new, also after a
+    power cut. Raises OSError (a full disk, a read-only folder) and then leaves no partial file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomically` of indented JSON; NaN and infinity are refused (ValueError)."""
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises FileNotFoundError, or ValueError naming the file where it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error

@@ -1,0 +1,1 @@
+"""Config to plan: values only, no disk and no torch."""

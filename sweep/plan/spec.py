@@ -1,0 +1,120 @@
+"""RunSpec: all that determines a run's result, and the digest of exactly that."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from models.config import DecoderShape
+from models.count import training_flops_per_token
+
+RECIPE_VERSION = 1
+"""Raised whenever the training code changes what a given spec results in, so that no old result
+is taken for a new one."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which tokens. `fingerprint` digests the shards, their split and the tokenizer;
+    `eval_tokens` of the held-out split are what every loss is measured on."""
+
+    fingerprint: str
+    eval_tokens: int
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """AdamW. `lr` is the peak rate at `base_width`; `param` ("mup" or "sp") says how it and the
+    initialisation transfer to this run's width (models/transfer.py)."""
+
+    param: str
+    lr: float
+    base_width: int
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    clip: float
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """`kind` is "wsd" (warm up, stay, decay over the last `decay_steps`) or "cosine"; `decay` is
+    the shape of the former's decay, "linear" or "sqrt"; the rate ends at `final` of its peak."""
+
+    kind: str
+    warmup_steps: int
+    decay_steps: int
+    decay: str
+    final: float
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that determines a run's result. Where and how fast it runs is not in here."""
+
+    shape: DecoderShape
+    data: DataSpec
+    optim: OptimSpec
+    schedule: ScheduleSpec
+    batch_sequences: int
+    steps: int
+    seed: int
+    precision: str
+    recipe_version: int = RECIPE_VERSION
+
+    @property
+    def run_id(self) -> str:
+        """12 hexadecimal digits of the SHA-256 of the canonical JSON of every field."""
+        return digest(self.to_json())[:12]
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_sequences * self.shape.seq_len
+
+    @property
+    def tokens(self) -> int:
+        """D: training tokens seen, repeats included."""
+        return self.steps * self.batch_tokens
+
+    @property
+    def flops(self) -> float:
+        """C: exact training FLOPs (models/count.py)."""
+        return float(self.tokens) * training_flops_per_token(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> RunSpec:
+        """Inverse of `to_json`. Raises TypeError on a missing or unknown field."""
+        nested = {
+            "shape": DecoderShape(**fields["shape"]),
+            "data": DataSpec(**fields["data"]),
+            "optim": OptimSpec(**fields["optim"]),
+            "schedule": ScheduleSpec(**fields["schedule"]),
+        }
+        return RunSpec(**{**fields, **nested})
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run and its place in this sweep. `group` names the set it is compared within (its budget,
+    say); `role` is "fit" or "holdout". Neither changes the run, so neither is in its id."""
+
+    spec: RunSpec
+    group: str
+    role: str = "fit"
+
+    @property
+    def run_id(self) -> str:
+        return self.spec.run_id
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hexadecimal) of `value` as canonical JSON."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

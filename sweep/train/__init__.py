@@ -1,0 +1,1 @@
+"""One run: spec and batches in, result out."""
