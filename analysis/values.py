@@ -1,0 +1,382 @@
+"""What the analysis knows, as frozen values: computed by the other modules, only rendered by the report.
+
+Units everywhere: N (`params`) and D (`tokens`) are counts, C (`flops`) is FLOPs, a loss is nats a token.
+Arrays are float64. An interval is a 90% one. Residuals and errors named `log_...` are natural
+logarithms of a ratio of losses; those named `..._pct` are per cent of the measured loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+LEVEL = 0.90
+"""Probability that every interval here is meant to hold; assumption: the customary choice."""
+
+
+class Status(str, Enum):
+    """How a fit ended; only the first is an optimum in the interior."""
+
+    CONVERGED = "converged"
+    AT_BOUND = "at bound"
+    NOT_CONVERGED = "not converged"
+
+
+class Verdict(str, Enum):
+    """Do the data carry the extrapolation? The reasons stand beside it, in words."""
+
+    SUPPORTED = "supported"
+    WEAK = "weak"
+    NOT_SUPPORTED = "not supported"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 90% interval; `se` is its standard error (over bootstrap refits)."""
+
+    value: float
+    lo: float
+    hi: float
+    se: float
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """The rows that may be fitted: finished, `role` fit, nothing excluded. Arrays are [run].
+
+    group: the set a run is compared within (its budget), "" where the table names none.
+    cluster: rows that share a cluster are not independent (one size, or one trunk).
+    loss_se: standard error of the loss over the held-out tokens, NaN where unknown.
+    """
+
+    run_id: tuple[str, ...]
+    group: tuple[str, ...]
+    cluster: tuple[str, ...]
+    params: np.ndarray
+    tokens: np.ndarray
+    flops: np.ndarray
+    loss: np.ndarray
+    loss_se: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.run_id)
+
+    def take(self, index: np.ndarray) -> Runs:
+        """The runs at `index` (int64[k], or a boolean mask [run]), in that order."""
+        index = np.arange(len(self))[index]
+        labels = {name: tuple(getattr(self, name)[i] for i in index) for name in ("run_id", "group", "cluster")}
+        arrays = {name: getattr(self, name)[index] for name in ("params", "tokens", "flops", "loss", "loss_se")}
+        return Runs(**labels, **arrays)
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One row of the table as it stands, used or not, for the report's list of all runs.
+
+    `loss` of a holdout is None until its prediction has been written. None elsewhere: not given.
+    """
+
+    run_id: str
+    group: str
+    role: str
+    status: str
+    params: float | None
+    tokens: float | None
+    flops: float | None
+    loss: float | None
+    loss_se: float | None
+    lr: float | None
+    wall_seconds: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """A row that no fit used, and why, in words."""
+
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A statistic that could not be computed from these data, and why, in words."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A natural parameter of a law. Its interval is None where no resampling was possible."""
+
+    name: str
+    value: float
+    interval: Estimate | None
+    at_bound: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LawFit:
+    """One law fitted to one set of runs.
+
+    equation: the law in plain text; source: where it is from.
+    variables: what it is a function of, ("params", "tokens") or ("flops",).
+    reason: why `status` is not CONVERGED ("" where it is).
+    objective: sum of Huber(log L_fit - log L) over the n runs; `delta` is the knee.
+    starts, starts_at_optimum: refinements begun, and those that ended within 1e-6 of the best
+        objective, relatively.
+    log_residuals: log L - log L_fit, float64[run], in the order of `run_ids`.
+    """
+
+    law: str
+    equation: str
+    source: str
+    variables: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    status: Status
+    reason: str
+    objective: float
+    delta: float
+    n: int
+    starts: int
+    starts_at_optimum: int
+    log_residuals: np.ndarray
+    run_ids: tuple[str, ...]
+
+    @property
+    def values(self) -> dict[str, float]:
+        return {parameter.name: parameter.value for parameter in self.parameters}
+
+    @property
+    def at_bound(self) -> tuple[str, ...]:
+        return tuple(parameter.name for parameter in self.parameters if parameter.at_bound)
+
+    @property
+    def rms_pct(self) -> float:
+        """Root mean square residual, % of the loss."""
+        return 100 * float(np.sqrt(np.mean(self.log_residuals**2)))
+
+
+@dataclass(frozen=True, eq=False)
+class Isoflop:
+    """Approach 2 in one budget: log L = c0 + c1·x + c2·x², x = log(N / centre).
+
+    Hoffmann et al. 2022 (arXiv 2203.15556), section 3.2. `params` and `loss` are the points [run],
+    sorted by N. `bracketed`: sizes on both sides of the minimum were run, and the parabola opens
+    upwards. Where it does not, `params_opt`, `tokens_opt` and `loss_min` are None and `reason` says why.
+    """
+
+    group: str
+    flops: float
+    run_ids: tuple[str, ...]
+    params: np.ndarray
+    loss: np.ndarray
+    centre: float
+    coefficients: tuple[float, float, float]
+    bracketed: bool
+    params_opt: Estimate | None
+    tokens_opt: float | None
+    loss_min: float | None
+    reason: str
+
+    def loss_at(self, params: np.ndarray) -> np.ndarray:
+        """The parabola at N, nats a token; same shape as `params`."""
+        x = np.log(np.asarray(params, dtype=np.float64) / self.centre)
+        c0, c1, c2 = self.coefficients
+        return np.exp(c0 + c1 * x + c2 * x * x)
+
+
+@dataclass(frozen=True, eq=False)
+class Envelope:
+    """Approach 1: the runs that no cheaper run beats, by increasing C. Arrays are [point]."""
+
+    run_ids: tuple[str, ...]
+    flops: np.ndarray
+    params: np.ndarray
+    tokens: np.ndarray
+    loss: np.ndarray
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """N_opt = params_factor · C^a and D_opt = tokens_factor · C^b, by approach 1, 2 or 3.
+
+    a and b hold their 90% intervals. `points` is what was regressed: envelope points, bracketed
+    budgets, or for approach 3 the runs behind the fit. `reason` names any weakness ("" for none).
+    """
+
+    approach: int
+    a: Estimate
+    b: Estimate
+    params_factor: float
+    tokens_factor: float
+    points: int
+    reason: str
+
+    def params_at(self, flops: np.ndarray) -> np.ndarray:
+        return self.params_factor * np.asarray(flops, dtype=np.float64) ** self.a.value
+
+    def tokens_at(self, flops: np.ndarray) -> np.ndarray:
+        return self.tokens_factor * np.asarray(flops, dtype=np.float64) ** self.b.value
+
+
+@dataclass(frozen=True)
+class PublishedAllocation:
+    """Exponents that a paper reports, beside which ours are shown."""
+
+    who: str
+    approach: str
+    a: float
+    b: float
+    source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """The loss expected at the compute-optimal N and D, along C. Arrays are [point]; lo and hi are
+    the 90% interval of a new run, as for a `Prediction`."""
+
+    flops: np.ndarray
+    params: np.ndarray
+    tokens: np.ndarray
+    loss: np.ndarray
+    lo90: np.ndarray
+    hi90: np.ndarray
+
+
+@dataclass(frozen=True)
+class BacktestRow:
+    """One run predicted from cheaper runs alone.
+
+    cut_flops: the dearest run that was fitted; distance: ln(flops / cut_flops).
+    law: a law's name, or "combined" for what a Prediction would have said; only the latter has an
+    interval (`lo90`, `hi90`, `inside`; None for the others).
+    log_error: log(predicted / measured).
+    """
+
+    run_id: str
+    law: str
+    cut_flops: float
+    n_fit: int
+    flops: float
+    distance: float
+    predicted: float
+    measured: float
+    lo90: float | None
+    hi90: float | None
+    inside: bool | None
+
+    @property
+    def log_error(self) -> float:
+        return float(np.log(self.predicted / self.measured))
+
+
+@dataclass(frozen=True)
+class Target:
+    """The run to predict; `params` counts what the table's `params` counts."""
+
+    params: float
+    tokens: float
+    flops: float
+
+
+@dataclass(frozen=True)
+class TargetChoice:
+    """The compute-optimal N at a budget, with its 90% range. `status` is "ok" or "refused", and
+    `reason` says what to mind, or why none can be named (params, tokens, lo, hi are then None)."""
+
+    flops: float
+    params: float | None
+    tokens: float | None
+    lo: float | None
+    hi: float | None
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the target run came to. error_pct = 100·(predicted - measured)/measured."""
+
+    loss: float
+    loss_se: float | None
+    error_pct: float
+    inside: bool
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The loss expected of one new run, written before it is trained.
+
+    law: how it was made: the laws and their weights, in words.
+    by_law: what each law alone says, nats a token. weights: each law's share, summing to 1.
+    spread: standard deviations in log loss that make up the interval, by origin
+        ("parameters", "noise", "rollouts", "laws").
+    created: UTC, ISO 8601. ledger_digest: SHA-256 of the rows the fit rests on.
+    """
+
+    target: Target
+    law: str
+    loss: float
+    lo90: float
+    hi90: float
+    by_law: Mapping[str, float]
+    weights: Mapping[str, float]
+    spread: Mapping[str, float]
+    ledger_digest: str
+    created: str
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    measured: Measured | None = None
+
+    @property
+    def half_width_pct(self) -> float:
+        """Half the interval, % of the predicted loss."""
+        return 50 * (self.hi90 - self.lo90) / self.loss
+
+
+@dataclass(frozen=True)
+class EntropyCheck:
+    """The corpus' true entropy rate (nats a token) beside the fitted irreducible loss E."""
+
+    entropy_rate: float
+    irreducible: Parameter
+    law: str
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """All that the report shows.
+
+    title: the sweep's or table's name. params_kind: what N counts ("non-embedding", "total", or
+    the user's own words). flops_kind: "exact" or "6·N·D".
+    runs: what was fitted; rows: every row of the table; exclusions: those that were not fitted.
+    problems: what a reader must know first, one sentence each, worst first.
+    metadata: how to do it again (command, versions, corpus fingerprint, config, ...), in order.
+    """
+
+    title: str
+    params_kind: str
+    flops_kind: str
+    runs: Runs
+    rows: tuple[RunRow, ...]
+    exclusions: tuple[Exclusion, ...]
+    fits: tuple[LawFit, ...]
+    isoflops: tuple[Isoflop, ...]
+    envelope: Envelope
+    allocations: tuple[Allocation, ...]
+    published: tuple[PublishedAllocation, ...]
+    frontier: Frontier | None
+    backtests: tuple[BacktestRow, ...]
+    predictions: tuple[Prediction, ...]
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+    problems: tuple[str, ...] = ()
+    entropy: EntropyCheck | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
