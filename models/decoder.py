@@ -1,0 +1,133 @@
+"""The decoder that is trained: pre-norm, RMSNorm, rotary positions, no bias, no dropout."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.config import DecoderShape
+from models.count import count_parameters
+
+ROTARY_BASE = 10_000.0  # Su et al. 2021 (arXiv 2104.09864), section 3.3
+NORM_EPS = 1e-6  # Llama 2's value
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) times a learned gain, over the last axis (Zhang & Sennrich 2019, 1910.07467)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.gain.shape, self.gain.to(x.dtype), NORM_EPS)
+
+
+def rotary_table(seq_len: int, head_size: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32[seq_len, head_size], in the half-split layout of Llama's checkpoints."""
+    frequency = ROTARY_BASE ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+    angle = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequency)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(x_BxHxTxK: Tensor, cos_TxK: Tensor, sin_TxK: Tensor) -> Tensor:
+    """Turn each pair (k, k + K/2) of coordinates by its position's angle."""
+    low, high = x_BxHxTxK.chunk(2, dim=-1)
+    return x_BxHxTxK * cos_TxK + torch.cat((-high, low), dim=-1) * sin_TxK
+
+
+class Attention(nn.Module):
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        d = shape.d_model
+        self.n_head, self.head_size = shape.n_head, shape.head_size
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.out = nn.Linear(d, d, bias=False)
+        self.q_norm = RMSNorm(shape.head_size) if shape.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(shape.head_size) if shape.qk_norm else nn.Identity()
+
+    def forward(self, x_BxTxD: Tensor, cos_TxK: Tensor, sin_TxK: Tensor) -> Tensor:
+        batch, length, width = x_BxTxD.shape
+        qkv = self.qkv(x_BxTxD).view(batch, length, 3, self.n_head, self.head_size)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        q = rotate(self.q_norm(q), cos_TxK, sin_TxK)
+        k = rotate(self.k_norm(k), cos_TxK, sin_TxK)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class FeedForward(nn.Module):
+    """Gated (Shazeer 2020, 2002.05202) or plain; ReLU² after So et al. 2021 (2109.08668)."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.activation = shape.activation
+        self.into = nn.Linear(shape.d_model, (2 if shape.gated else 1) * shape.d_ff, bias=False)
+        self.out = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.into(x)
+        if self.activation == "relu2":
+            return self.out(F.relu(hidden).square())
+        if self.activation == "gelu":
+            return self.out(F.gelu(hidden))
+        gate, value = hidden.chunk(2, dim=-1)
+        gate = F.silu(gate) if self.activation == "swiglu" else F.gelu(gate)
+        return self.out(gate * value)
+
+
+class Block(nn.Module):
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(shape.d_model)
+        self.attention = Attention(shape)
+        self.feed_forward_norm = RMSNorm(shape.d_model)
+        self.feed_forward = FeedForward(shape)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Decoder(nn.Module):
+    """Token ids to logits. Initialisation is not done here but by `models.transfer.initialise`.
+
+    Args:
+        shape: what to build; the number of parameters is asserted to equal `count_parameters`.
+        output_multiplier: the logits' factor, as the transfer rule wants it.
+    """
+
+    def __init__(self, shape: DecoderShape, output_multiplier: float = 1.0) -> None:
+        super().__init__()
+        self.shape, self.output_multiplier = shape, output_multiplier
+        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.norm = RMSNorm(shape.d_model)
+        self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        if shape.tied:
+            self.head.weight = self.embedding.weight
+        cos, sin = rotary_table(shape.seq_len, shape.head_size)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        counted, built = count_parameters(shape).total, sum(p.numel() for p in self.parameters())
+        assert counted == built, f"{counted} parameters counted, {built} built: {shape}"
+
+    def forward(self, tokens_BxT: Tensor) -> Tensor:
+        """int64[batch, length <= seq_len] to logits [batch, length, vocab]."""
+        length = tokens_BxT.shape[1]
+        x = self.embedding(tokens_BxT)
+        cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        logits = self.head(self.norm(x))
+        return logits if self.output_multiplier == 1.0 else logits * self.output_multiplier
+
+
+def token_losses(model: nn.Module, tokens_BxT1: Tensor) -> Tensor:
+    """Cross-entropy of each next token, nats, float32[batch, T], from int64[batch, T + 1]."""
+    logits = model(tokens_BxT1[:, :-1])
+    labels = tokens_BxT1[:, 1:]
+    flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+    return flat.view(labels.shape)
