@@ -28,6 +28,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def superseded_result(self) -> Path:
+        """A failure, or a damaged file, that lay at `result` when the run was started again."""
+        return self.path / "result.superseded.json"
+
+    @property
     def checkpoint(self) -> Path:
         return self.path / "checkpoint"
 
@@ -57,6 +62,10 @@ class SweepFolder:
     @property
     def lock(self) -> Path:
         return self.path / "coordinator.lock"
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / "wandb"
 
     @property
     def report(self) -> Path:

@@ -1,0 +1,325 @@
+"""Plan minus ledger -> submit, wait, retry: brings every run of a plan to a result, once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from sweep.execute.executor import CHECKPOINTED, Ended, Executor, Job, SubmitError
+from sweep.execute.interrupts import Interrupted, Interrupts
+from sweep.execute.ledger import FINAL, Ledger, Result, failure
+from sweep.execute.lock import holder, is_held
+from sweep.execute.metrics import last_step
+from sweep.execute.progress import Progress
+from sweep.files import SweepFolder, write_json
+from sweep.plan.spec import PlannedRun
+
+POLL_SECONDS = 0.15  # assumption: far below the seconds that the smallest run takes
+LOG_TAIL_BYTES = 2000  # assumption: holds a traceback's last frames
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one run. `attempts` is how many workers this call started for it: 0 when the
+    ledger had its result. `result` is what result.json holds, or would hold if it could be written."""
+
+    run_id: str
+    status: str
+    reason: str | None
+    attempts: int
+    result: Result
+
+
+class Messenger(Protocol):
+    def messages(self) -> list[str]:
+        """Lines to show the user, each once."""
+
+
+def execute(
+    folder: SweepFolder,
+    runs: Sequence[PlannedRun],
+    executor: Executor,
+    execution_settings_for: Callable[[PlannedRun], dict[str, Any]],
+    *,
+    plan: Sequence[PlannedRun] | None = None,
+    retries: int = 2,
+    longest_first: bool = True,
+    progress: Progress | None = None,
+    mirror: Messenger | None = None,
+    poll_seconds: float = POLL_SECONDS,
+) -> list[Outcome]:
+    """Bring every run to a result, and keep runs.csv in step. The caller holds the CoordinatorLock.
+
+    A finished or diverged run is never run again; one that failed under an earlier command is, since
+    its cause may have been mended. A worker that dies without a result is started again from its
+    checkpoint, `retries` times, and then recorded as failed; one that raised has recorded it itself.
+    Other runs go on all the while. A run that a worker of a killed coordinator still holds is waited for.
+
+    Args:
+        runs: to be run; one that is named twice is run once.
+        execution_settings_for: the "execution" part of a run's spec.json: where and how, not what.
+        plan: the rows of runs.csv, where they are more than `runs`.
+        longest_first: start the dearest runs (by FLOPs) first, so that none is left over at the end;
+            False: in the order given.
+    Returns:
+        One outcome for each distinct run, in the order given.
+    Raises:
+        Interrupted: after the first SIGINT or SIGTERM, when every worker has checkpointed and stopped;
+            after a second one, when every worker is killed.
+        OSError: runs.csv could not be written. Raised when all is done; the results are on disk.
+    """
+    distinct: dict[str, PlannedRun] = {}
+    for planned in runs:
+        distinct.setdefault(planned.run_id, planned)
+    ledger = Ledger(folder, runs if plan is None else plan)
+    missing = [run_id for run_id in distinct if run_id not in ledger]
+    if missing:
+        raise ValueError(f"{len(missing)} runs are not in the plan: {missing[0]}, ... Nothing was launched.")
+    settings = _Settings(execution_settings_for, retries, longest_first, poll_seconds)
+    execution = _Execution(folder, distinct, executor, ledger, settings, progress or Progress(), mirror)
+    with Interrupts() as interrupts:
+        return execution.run(interrupts)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    execution_for: Callable[[PlannedRun], dict[str, Any]]
+    retries: int
+    longest_first: bool
+    poll_seconds: float
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    planned: PlannedRun
+    job: Job
+    from_step: int
+
+
+class _Execution:
+    """The state of one `execute`: each run is waiting, held by a worker of an earlier coordinator,
+    active, or settled."""
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        runs: dict[str, PlannedRun],
+        executor: Executor,
+        ledger: Ledger,
+        settings: _Settings,
+        progress: Progress,
+        mirror: Messenger | None,
+    ) -> None:
+        self.folder, self.runs, self.executor, self.ledger = folder, runs, executor, ledger
+        self.settings, self.progress, self.mirror = settings, progress, mirror
+        self.waiting: deque[PlannedRun] = deque()
+        self.held: list[PlannedRun] = []
+        self.active: dict[str, _Attempt] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.attempts: Counter[str] = Counter()
+        self.deaths: Counter[str] = Counter()
+        self.stale = True  # runs.csv is
+        self.unwritten: OSError | None = None
+
+    def run(self, interrupts: Interrupts) -> list[Outcome]:
+        failed_before = self._take_from_ledger()
+        self.progress.begin(self.folder, list(self.runs.values()), set(self.outcomes))
+        try:
+            if failed_before:
+                self.progress.note(f"{failed_before} runs that failed before are run again")
+            while self.waiting or self.held or self.active:
+                if interrupts.count:
+                    self._stop(interrupts)
+                self._release_held()
+                self._submit()
+                self._pause()
+                self._collect()
+            self.stale |= self.unwritten is not None
+            self._write_ledger()
+        finally:
+            for attempt in self.active.values():  # none, unless an error broke the loop
+                attempt.job.cancel()
+            self.progress.end()
+        if self.unwritten is not None:
+            raise self.unwritten
+        return [self.outcomes[run_id] for run_id in self.runs]
+
+    def _take_from_ledger(self) -> int:
+        """Settle what is final, let the rest wait; how many of the latter had failed."""
+        failed = 0
+        for run_id, planned in self.runs.items():
+            result = self.ledger.result(run_id)
+            if result is not None and result["status"] in FINAL:
+                self.outcomes[run_id] = _outcome(result, attempts=0)
+            else:
+                failed += result is not None
+                self.waiting.append(planned)
+        if self.settings.longest_first:
+            self.waiting = deque(sorted(self.waiting, key=lambda planned: -planned.spec.flops))
+        return failed
+
+    def _submit(self) -> None:
+        while self.waiting and len(self.active) < self.executor.capacity:
+            planned = self.waiting.popleft()
+            lock = self.folder.run(planned.run_id).lock
+            if is_held(lock):
+                self.held.append(planned)
+                self.progress.note(
+                    f"{planned.run_id} is still held by a worker of an earlier command ({holder(lock)}); "
+                    "it will go on when that one has ended"
+                )
+            else:
+                self._start(planned)
+
+    def _release_held(self) -> None:
+        for planned in [p for p in self.held if not is_held(self.folder.run(p.run_id).lock)]:
+            self.held.remove(planned)
+            self.waiting.appendleft(planned)
+
+    def _start(self, planned: PlannedRun) -> None:
+        run = self.folder.run(planned.run_id)
+        # The lock is free now, so what lies here is whole: an orphan may have finished since the
+        # ledger was read.
+        result = self.ledger.refresh(planned.run_id) if run.result.exists() else None
+        if result is not None and result["status"] in FINAL:
+            return self._settle(planned, result)
+        self.attempts[planned.run_id] += 1
+        try:
+            if run.result.exists():
+                os.replace(run.result, run.superseded_result)
+                self.ledger.refresh(planned.run_id)
+                self.stale = True
+            execution = self.settings.execution_for(planned)
+            write_json(
+                run.spec,
+                {"run_id": planned.run_id, "spec": planned.spec.to_json(), "execution": execution},
+            )
+            job = self.executor.submit(run)
+        except (SubmitError, OSError) as error:
+            return self._died(planned, str(error))
+        self.active[planned.run_id] = _Attempt(planned, job, last_step(run.metrics))
+        self.progress.started(planned)
+
+    def _collect(self) -> None:
+        for run_id, attempt in list(self.active.items()):
+            ended = attempt.job.poll()
+            if ended is None:
+                continue
+            del self.active[run_id]
+            if self._take_what_came(attempt.planned):
+                continue
+            if self._advanced(attempt, ended):
+                self.progress.note(f"{run_id} was told to stop by another, at a checkpoint; it goes on")
+                self.waiting.appendleft(attempt.planned)
+            else:
+                self._died(attempt.planned, str(ended))
+        self._write_ledger()
+
+    def _advanced(self, attempt: _Attempt, ended: Ended) -> bool:
+        """Whether the worker was stopped, by a queue's preemption say, after it had moved on: that
+        is no death, and cannot repeat for ever."""
+        metrics = self.folder.run(attempt.planned.run_id).metrics
+        return ended.status == CHECKPOINTED and last_step(metrics) > attempt.from_step
+
+    def _died(self, planned: PlannedRun, how: str) -> None:
+        self.deaths[planned.run_id] += 1
+        deaths, allowed = self.deaths[planned.run_id], self.settings.retries
+        if deaths <= allowed:
+            self.progress.note(f"{planned.run_id} died ({how}); retry {deaths} of {allowed}")
+            self.waiting.appendleft(planned)
+            return
+        run = self.folder.run(planned.run_id)
+        reason = f"its worker died {deaths} times without a result, at last: {how}. {_log_tail(run.log)}"
+        result = failure(planned, reason, last_step(run.metrics), resumes=deaths - 1)
+        try:
+            write_json(run.result, result)
+            self.ledger.refresh(planned.run_id)
+        except OSError as error:
+            self.progress.note(f"{run.result} cannot be written ({error}); the failure is not recorded")
+        self._settle(planned, result)
+
+    def _settle(self, planned: PlannedRun, result: Result) -> None:
+        self.outcomes[planned.run_id] = _outcome(result, self.attempts[planned.run_id])
+        self.stale = True
+        self.progress.settled(planned, result)
+
+    def _write_ledger(self) -> None:
+        """Keep runs.csv in step. A disk that is full ends no run: it is said once, tried again at
+        every later result, and raised at the end."""
+        if not self.stale:
+            return
+        self.stale = False
+        try:
+            self.ledger.write()
+        except OSError as error:
+            if self.unwritten is None:
+                self.progress.note(f"{self._unwritten_message(error)} Training goes on.")
+            self.unwritten = OSError(error.errno, self._unwritten_message(error))
+        else:
+            self.unwritten = None
+
+    def _unwritten_message(self, error: OSError) -> str:
+        return (
+            f"{self.folder.runs_csv} cannot be written ({error.strerror}). Nothing is lost: each result is "
+            "in runs/*/result.json. Make room, or the folder writable, and give the same command again."
+        )
+
+    def _pause(self) -> None:
+        self.progress.update()
+        for line in self.mirror.messages() if self.mirror else ():
+            self.progress.note(line)
+        time.sleep(self.settings.poll_seconds)
+
+    def _stop(self, interrupts: Interrupts) -> NoReturn:
+        """Have every worker checkpoint and stop, or kill them at a second signal; raises Interrupted."""
+        asked = len(self.active)
+        self.progress.note(f"Stopping: {asked} workers save a checkpoint; Ctrl-C again kills them.")
+        for attempt in self.active.values():
+            attempt.job.cancel()
+        killed, ended = False, 0
+        while self.active:
+            if interrupts.count > 1 and not killed:
+                killed = True
+                for attempt in self.active.values():
+                    attempt.job.kill()
+            self._pause()
+            for run_id, attempt in list(self.active.items()):
+                if attempt.job.poll() is not None:
+                    del self.active[run_id]
+                    ended += self._take_what_came(attempt.planned)
+        self._write_ledger()
+        how = "killed; they go on from their last checkpoint" if killed else "stopped, at a checkpoint"
+        raise Interrupted(
+            f"Interrupted by {interrupts.first.name}: {len(self.outcomes)} of {len(self.runs)} runs are "
+            f"done, {asked - ended} were {how}. Give the same command to go on from there.",
+            interrupts.first,
+        )
+
+    def _take_what_came(self, planned: PlannedRun) -> bool:
+        """Whether the run reached a result before it stopped."""
+        result = self.ledger.refresh(planned.run_id)
+        if result is None:
+            self.progress.stopped(planned)
+        else:
+            self._settle(planned, result)
+        return result is not None
+
+
+def _outcome(result: Result, attempts: int) -> Outcome:
+    return Outcome(result["run_id"], result["status"], result.get("reason"), attempts, result)
+
+
+def _log_tail(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LOG_TAIL_BYTES))
+            tail = file.read().decode("utf-8", errors="replace").strip()
+    except OSError as error:
+        return f"Its log cannot be read: {error}"
+    return f"End of {path}:\n{tail}" if tail else f"{path} is empty."

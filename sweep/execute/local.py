@@ -1,0 +1,188 @@
+"""Workers as processes on this machine, one run to a slot."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sweep.execute.executor import Ended, SubmitError
+from sweep.files import RunFolder
+
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
+CGROUP_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
+
+
+class LocalExecutor:
+    """Runs `worker_command RUN_DIR`, with as many at a time as there are slots.
+
+    Args:
+        device: "cpu", "cuda" or "mps".
+        slots:  runs at a time; None: cores this process may use // `threads` on "cpu", `per_device`
+            on each visible GPU otherwise.
+        per_device: runs on each GPU; 1 on "cpu", where `slots` says it.
+        threads: OpenMP and MKL threads of each worker. The order of a sum depends on it, and so the
+            loss in its last digits: it never follows from the number of slots.
+        worker_command: what the run's folder is appended to.
+    Raises:
+        ValueError: a count below 1, an unknown device, more slots than `per_device` allows, or
+            "cuda" with no GPU in sight.
+
+    Each worker leads a session of its own, so that Ctrl-C in the terminal reaches the coordinator
+    alone, which then asks its workers to checkpoint. A worker that outlives its coordinator ends itself.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        slots: int | None = None,
+        per_device: int = 1,
+        threads: int = 1,
+        worker_command: Sequence[str] = (sys.executable, "-m", "sweep.worker"),
+    ) -> None:
+        for name, value in (("slots", slots), ("per_device", per_device), ("threads", threads)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}. Nothing was launched.")
+        self._worker_command = tuple(worker_command)
+        self._environment = {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(SOURCE_ROOT), os.environ.get("PYTHONPATH")))),
+        }
+        self._slots = slot_environments(device, slots, per_device, threads)
+        self._taken: dict[int, LocalJob] = {}
+
+    @property
+    def capacity(self) -> int:
+        return len(self._slots)
+
+    def submit(self, folder: RunFolder) -> LocalJob:
+        """Raises SubmitError when every slot is taken, or the process cannot be started."""
+        slot = self._free_slot()
+        environment = {**os.environ, **self._environment, **self._slots[slot]}
+        try:
+            with open(folder.log, "ab") as log:
+                process = subprocess.Popen(
+                    [*self._worker_command, str(folder.path.resolve())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise SubmitError(f"{folder.path}: its worker cannot be started: {error}") from error
+        self._taken[slot] = LocalJob(process)
+        return self._taken[slot]
+
+    def _free_slot(self) -> int:
+        for slot in range(len(self._slots)):
+            job = self._taken.get(slot)
+            if job is None or job.poll() is not None:
+                return slot
+        raise SubmitError(f"all {len(self._slots)} slots are taken")
+
+
+class LocalJob:
+    """One worker process, the leader of its own process group."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> Ended | None:
+        status = self._process.poll()
+        return None if status is None else Ended(status)
+
+    def cancel(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def slot_environments(
+    device: str, slots: int | None, per_device: int, threads: int, environ: Mapping[str, str] = os.environ
+) -> list[dict[str, str]]:
+    """The environment that each slot adds to its worker's. Raises ValueError as LocalExecutor does."""
+    if device == "cpu":
+        if per_device != 1:
+            raise ValueError(f"per_device={per_device} is for GPUs; on device=cpu set slots instead")
+        # Hidden, since a worker on the CPU that initialises a GPU takes memory there for nothing.
+        return [{"CUDA_VISIBLE_DEVICES": ""}] * (slots or max(1, usable_cores() // threads))
+    if device == "mps":
+        places: list[dict[str, str]] = [{}]
+    elif device == "cuda":
+        places = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible_gpus(environ)]
+    else:
+        raise ValueError(f"device {device!r} is none of cpu, cuda, mps. Nothing was launched.")
+    if slots is not None and slots > len(places) * per_device:
+        raise ValueError(
+            f"slots={slots}, but {len(places)} device(s) x per_device={per_device} hold "
+            f"{len(places) * per_device}. Lower slots or raise per_device. Nothing was launched."
+        )
+    # Round robin, so that two runs on two GPUs never share one.
+    return (places * per_device)[:slots]
+
+
+def usable_cores() -> int:
+    """CPU cores this process may use: its affinity, within the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CGROUP_CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, math.floor(int(quota) / int(period))))
+
+
+def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Names of the GPUs a worker can be given: those of an outer CUDA_VISIBLE_DEVICES, else all that
+    nvidia-smi lists (MIG slices in the place of a GPU cut into them). Raises ValueError on none."""
+    outer = environ.get("CUDA_VISIBLE_DEVICES")
+    if outer is not None:
+        gpus = [name.strip() for name in outer.split(",") if name.strip()]
+        gpus = gpus[: gpus.index("-1")] if "-1" in gpus else gpus  # CUDA ignores what follows a -1
+        source = f"CUDA_VISIBLE_DEVICES={outer!r}"
+    else:
+        gpus, source = _gpus_of_driver(), "nvidia-smi -L"
+    if not gpus:
+        raise ValueError(
+            f"device=cuda, but {source} names no GPU. Set device=cpu, or name the GPUs in "
+            "CUDA_VISIBLE_DEVICES. Nothing was launched."
+        )
+    return gpus
+
+
+def _gpus_of_driver() -> list[str]:
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return parse_gpu_listing(listing)
+
+
+def parse_gpu_listing(listing: str) -> list[str]:
+    """UUIDs in the output of `nvidia-smi -L`: a line a GPU, followed by an indented one a MIG slice."""
+    gpus: list[str] = []
+    whole: str | None = None
+    for line in listing.splitlines():
+        found = re.search(r"UUID: ((?:GPU|MIG)-[^)\s]+)", line)
+        if found is None:
+            continue
+        if found[1].startswith("GPU-"):
+            whole = found[1]
+        elif gpus and gpus[-1] == whole:
+            gpus.pop()
+        gpus.append(found[1])
+    return gpus

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from execution_helpers import FAKE_WORKER, alive, planned_run, wait_for
+
+from sweep.execute import local as module
+from sweep.execute.executor import Ended, SubmitError
+from sweep.execute.local import LocalExecutor, parse_gpu_listing, slot_environments, usable_cores, visible_gpus
+from sweep.files import RunFolder, SweepFolder, write_json
+
+SLEEPER = ("sh", "-c", "sleep 60")
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    planned = planned_run()
+    folder = SweepFolder(tmp_path).run(planned.run_id)
+    request = {"act": "succeed", "seconds": 0}
+    write_json(folder.spec, {"run_id": planned.run_id, "spec": planned.spec.to_json(), "execution": request})
+    return folder
+
+
+def test_a_worker_runs_in_its_own_session_and_logs_to_its_folder(run_folder):
+    job = LocalExecutor("cpu", slots=1, worker_command=FAKE_WORKER).submit(run_folder)
+    assert os.getsid(job.pid) == job.pid != os.getsid(0)
+    wait_for(lambda: job.poll() is not None)
+    assert job.poll() == Ended(0)
+    assert "fake worker" in run_folder.log.read_text()
+    job.cancel()  # after the end: nothing to do, and no error
+    job.kill()
+
+
+def test_slots_bound_what_runs_and_are_given_back(run_folder):
+    executor = LocalExecutor("cpu", slots=1, worker_command=SLEEPER)
+    assert executor.capacity == 1
+    job = executor.submit(run_folder)
+    with pytest.raises(SubmitError, match="1 slots are taken"):
+        executor.submit(run_folder)
+    job.kill()
+    wait_for(lambda: job.poll() is not None)
+    assert str(job.poll()) == "killed by SIGKILL"
+    again = executor.submit(run_folder)
+    again.kill()
+    wait_for(lambda: again.poll() is not None)
+
+
+def test_kill_takes_the_workers_children_along(run_folder):
+    pid_file = run_folder.path / "child"
+    job = LocalExecutor(
+        "cpu", slots=1, worker_command=("sh", "-c", f"sleep 60 & echo $! > {pid_file}; wait")
+    ).submit(run_folder)
+    wait_for(lambda: pid_file.exists() and pid_file.read_text().strip() != "")
+    job.kill()
+    wait_for(lambda: job.poll() is not None)
+    wait_for(lambda: not alive(int(pid_file.read_text())))
+
+
+def test_a_command_that_is_not_there_is_a_submit_error(run_folder):
+    with pytest.raises(SubmitError, match="cannot be started"):
+        LocalExecutor("cpu", slots=1, worker_command=("/no/such/program",)).submit(run_folder)
+
+
+def test_slots_follow_cores_and_threads():
+    assert LocalExecutor("cpu", threads=1).capacity == usable_cores()
+    assert LocalExecutor("cpu", threads=10_000).capacity == 1
+
+
+def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: set(range(16)))
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(module, "CGROUP_CPU_QUOTA", quota)
+    assert usable_cores() == 16
+    for text, cores in (("max 100000", 16), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 16)):
+        quota.write_text(text + "\n")
+        assert usable_cores() == cores
+
+
+def test_gpus_are_filled_one_by_one_before_they_are_shared():
+    outer = {"CUDA_VISIBLE_DEVICES": "3,GPU-ab, 5"}
+    places = slot_environments("cuda", None, 2, 1, outer)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["3", "GPU-ab", "5"] * 2
+    assert slot_environments("cuda", 4, 2, 1, outer) == places[:4]
+
+
+def test_a_worker_sees_only_its_own_gpu(run_folder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    executor = LocalExecutor("cuda", worker_command=FAKE_WORKER, threads=3)
+    assert executor.capacity == 2
+    job = executor.submit(run_folder)
+    wait_for(lambda: job.poll() is not None)
+    _, gpu, threads = (run_folder.path / "starts").read_text().split()
+    assert (gpu, threads) == ("6", "3")
+
+
+def test_cuda_ignores_what_follows_a_minus_one():
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "1,-1,2"}) == ["1"]
+
+
+def test_mig_slices_stand_for_the_gpu_they_cut():
+    listing = (
+        "GPU 0: NVIDIA H100 (UUID: GPU-aaaa)\n"
+        "  MIG 1g.10gb     Device  0: (UUID: MIG-1111)\n"
+        "  MIG 1g.10gb     Device  1: (UUID: MIG-2222)\n"
+        "GPU 1: NVIDIA H100 (UUID: GPU-bbbb)\n"
+    )
+    assert parse_gpu_listing(listing) == ["MIG-1111", "MIG-2222", "GPU-bbbb"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("tpu", None, 1, 1), "'tpu' is none of cpu, cuda, mps"),
+        (("cpu", None, 2, 1), "on device=cpu set slots"),
+        (("cpu", 0, 1, 1), "slots must be at least 1, not 0"),
+        (("cuda", 5, 2, 1), r"slots=5, but 2 device\(s\) x per_device=2 hold 4"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(monkeypatch, arguments, complaint):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ValueError, match=complaint):
+        LocalExecutor(*arguments)
+
+
+def test_no_gpu_in_sight_is_an_error_that_says_where_it_looked():
+    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES='' names no GPU.*device=cpu"):
+        visible_gpus({"CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_an_end_is_told_in_words():
+    assert [str(end) for end in (Ended(3), Ended(-9), Ended(-200), Ended(None, "node lost"), Ended(None))] == [
+        "exit status 3", "killed by SIGKILL", "killed by signal 200", "node lost", "ended in an unknown way",
+    ]  # fmt: skip
