@@ -1,0 +1,378 @@
+"""The stages of one sweep, in order: corpus, plan, cost, execution, prediction, target, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis import sweep as analysis
+from models.count import count_parameters
+from sweep import provenance
+from sweep.data.corpus import SourceConfig
+from sweep.data.tokens import CorpusFacts, TokenizerConfig, default_cache, prepare, vocabulary_size
+from sweep.execute.coordinator import Outcome, execute
+from sweep.execute.estimate import MeasurementFailed, measure
+from sweep.execute.ledger import FINAL, Ledger
+from sweep.execute.local import LocalExecutor
+from sweep.execute.lock import CoordinatorLock
+from sweep.execute.mirror import Mirror
+from sweep.execute.progress import Progress
+from sweep.files import SweepFolder
+from sweep.hardware import Hardware, find_hardware
+from sweep.plan.cost import Cost, least_bytes, makespan, run_cost, shapes_to_measure
+from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
+from sweep.plan.plan import Corpus, micro_batch_sequences, plan
+from sweep.plan.schema import ConfigError, SweepConfig
+from sweep.plan.spec import PlannedRun
+from sweep.tables import bytes_, console, duration, human, plan_table
+
+UNPREPARED = "not-prepared"
+"""Stands for the fingerprint of a corpus that is streamed only once its cost is known."""
+
+
+class Refused(Exception):
+    """The sweep cannot be done as asked; nothing was launched. The message says what to do."""
+
+
+@dataclass
+class Sweep:
+    """One sweep as it grows: its configuration, where it lies, and the cells so far with their runs."""
+
+    config: SweepConfig
+    folder: SweepFolder
+    hardware: Hardware
+    corpus: Corpus
+    data_folder: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    runs: list[PlannedRun] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def add(self, new: Sequence[Cell]) -> None:
+        """Plan further cells. Raises ConfigError, with nothing changed, where one can't be."""
+        runs = plan(new, self.corpus)
+        self.cells += new
+        self.runs += runs
+
+    def write(self) -> None:
+        provenance.write_plan(self.folder, self.config, self.facts, self.runs, self.notes)
+
+    def settle_from_ledger(self) -> None:
+        """Take over what an earlier command brought to an end that no repetition would change."""
+        self.write()
+        ledger = Ledger(self.folder, self.runs)
+        ledger.write()
+        for run in self.runs:
+            result = ledger.result(run.run_id)
+            if result is not None and result["status"] in FINAL:
+                settled = Outcome(run.run_id, result["status"], result.get("reason"), 0, result)
+                self.outcomes.setdefault(run.run_id, settled)
+
+    def pending(self) -> list[PlannedRun]:
+        return [run for run in self.runs if run.run_id not in self.outcomes]
+
+    def execute(self, runs: Sequence[PlannedRun], mirror: Mirror) -> None:
+        """Bring these runs to a result. Raises Interrupted after a checkpoint of each."""
+        self.write()
+        executor = self.config.executor
+        threads = max(self.execution(run)["threads"] for run in runs)
+        place = LocalExecutor(
+            self.hardware.device, self.hardware.slots // threads, executor.per_device, threads
+        )
+        for outcome in execute(
+            self.folder, runs, place, self.execution, plan=self.runs, retries=executor.retries, mirror=mirror
+        ):
+            self.outcomes[outcome.run_id] = outcome
+
+    def execution(self, planned: PlannedRun) -> dict[str, Any]:
+        """How this run runs: the Execution of sweep/train/train.py. A lone target gets every core."""
+        executor = self.config.executor
+        alone = planned.role == "holdout" and self.hardware.device == "cpu"
+        return {
+            "device": self.hardware.device,
+            "threads": self.hardware.slots if alone else 1,
+            "data_folder": self.data_folder,
+            "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.batch_sequences),
+            "log_every": executor.log_every,
+            "evaluations": executor.evaluations,
+            "checkpoint_seconds": executor.checkpoint_seconds,
+            "compile": executor.compile,
+        }
+
+
+def run(config: SweepConfig) -> int:
+    """Do the whole sweep, or as much as is not done yet. Returns the exit status.
+
+    Raises Refused, ConfigError, ValueError or Locked before anything is launched, Interrupted after
+    every worker has checkpointed.
+    """
+    out = console()
+    hardware = find_hardware(config.device, config.executor.slots, config.executor.per_device)
+    chosen = "chosen by hardware" if config.scale.asked == "auto" else "asked for"
+    out.print(f"scale={config.scale.name} ({chosen}); {hardware.why}; {hardware.slots} runs side by side")
+    out.print(f"sweep {config.sweep_name} in {config.folder}")
+    folder = SweepFolder(Path(config.folder))
+    source, tokenizer = data_configs(config)
+    vocab_size = vocabulary_size(source, tokenizer)
+    first = cells(config, vocab_size)
+    provisional = target_cell(config, vocab_size, provisional_target_params(config))
+    wanted = [*first, *([provisional] if provisional else [])]
+    check_folder(folder, config)
+
+    streamed = source.kind == "hf"
+    facts = None if streamed else prepare_corpus(config, tokens_needed(wanted), out)
+    sweep = Sweep(config, folder, hardware, _corpus(facts, vocab_size))
+    sweep.add(first)
+    target_runs = plan([provisional], sweep.corpus) if provisional else []
+    check_memory([*sweep.runs, *target_runs], hardware)
+    show_cost(sweep, target_runs, out)
+    if config.plan_only:
+        out.print("plan_only=true: nothing was launched.")
+        return 0
+    with CoordinatorLock(folder):
+        if streamed:
+            facts = prepare_corpus(config, tokens_needed(wanted), out)
+            sweep = Sweep(config, folder, hardware, _corpus(facts, vocab_size))
+            sweep.add(first)
+        check_corpus(folder, facts)
+        sweep.data_folder, sweep.facts = facts.folder, dataclasses.asdict(facts)
+        return train_and_analyse(sweep, out)
+
+
+def data_configs(config: SweepConfig) -> tuple[SourceConfig, TokenizerConfig]:
+    """The data and tokenizer groups as sweep/data takes them."""
+    data, tokenizer = config.data, config.tokenizer
+    if data.kind == "text":
+        paths = [data.path] if isinstance(data.path, str) else list(data.path)
+        source = SourceConfig(kind="text", path=tuple(paths), field=data.field)
+    elif data.kind == "hf":
+        source = SourceConfig(
+            kind="hf", name=data.path, config=data.config, split=data.split, field=data.field, revision=data.revision
+        )
+    elif data.kind == "synthetic":
+        source = SourceConfig(kind="synthetic", vocab_size=data.vocab_size, seed=data.source_seed)
+    else:
+        source = SourceConfig(kind="stdlib")
+    return source, TokenizerConfig(tokenizer.kind, tokenizer.vocab_size, tokenizer.path, tokenizer.end_of_document)
+
+
+def prepare_corpus(config: SweepConfig, tokens: float, out) -> CorpusFacts:
+    """The corpus in shards, prepared now or before; enough held-out tokens are made sure of."""
+    source, tokenizer = data_configs(config)
+    facts = prepare(
+        source,
+        tokenizer,
+        heldout_fraction=config.data.heldout_fraction,
+        tokens_wanted=int(tokens / config.data.max_epochs * STREAM_MARGIN),
+        cache=Path(config.data.cache) if config.data.cache else default_cache(),
+        say=out.print,
+    )
+    if facts.heldout_tokens < config.data.eval_tokens + 1:
+        raise Refused(
+            f"data.eval_tokens={config.data.eval_tokens:,}: the held-out split has {facts.heldout_tokens:,} tokens. "
+            "Lower data.eval_tokens, raise data.heldout_fraction, or add data. Nothing was launched."
+        )
+    return facts
+
+
+STREAM_MARGIN = 1.6
+"""Tokens streamed beyond the longest planned run: one extension to a smaller size at the same budget
+needs about grid.size_ratio times its tokens."""
+
+
+def _corpus(facts: CorpusFacts | None, vocab_size: int) -> Corpus:
+    if facts is None:
+        return Corpus(UNPREPARED, vocab_size, sys.maxsize)
+    return Corpus(facts.fingerprint, facts.vocab_size, facts.train_tokens)
+
+
+def check_folder(folder: SweepFolder, config: SweepConfig) -> None:
+    """Raise Refused unless this sweep may write here: a new or empty folder, or its own."""
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise Refused(f"out={path}: exists and is no folder. Give another out=. Nothing was launched.")
+    parent = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise Refused(f"out={path}: {parent} is not writable. Give another out=. Nothing was launched.")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    difference = provenance.recipe_difference(folder, config.recipe)
+    if difference is None:
+        raise Refused(f"out={path}: holds files but no sweep (no plan.json). Give another out=. Nothing was launched.")
+    if difference:
+        listed = "\n  ".join(difference)
+        raise Refused(
+            f"out={path} belongs to another sweep, whose runs cannot be compared with these:\n  {listed}\n"
+            "Give another name= or out=. Nothing was launched."
+        )
+
+
+def check_corpus(folder: SweepFolder, facts: CorpusFacts) -> None:
+    """Raise Refused where the folder's runs were trained on other tokens."""
+    before = provenance.corpus_fingerprint(folder)
+    if before not in (None, facts.fingerprint):
+        raise Refused(
+            f"out={folder.path}: its runs were trained on corpus {before[:12]}, and the data now have fingerprint "
+            f"{facts.fingerprint[:12]} (other files, another Python's library, or another tokenizer). "
+            "Give another name= or out=, or restore the data. Nothing was launched."
+        )
+
+
+def check_memory(runs: Sequence[PlannedRun], hardware: Hardware) -> None:
+    """Raise Refused for a run whose weights, gradients and moments alone do not fit."""
+    for planned in runs:
+        need = least_bytes(planned.spec)
+        if need > hardware.memory_per_run:
+            raise Refused(
+                f"{planned.group}, N={count_parameters(planned.spec.shape).non_embedding:,}: weights, gradients and "
+                f"optimizer need {bytes_(need)}; a run has {bytes_(hardware.memory_per_run)} here "
+                f"({hardware.slots} side by side). Choose smaller sizes, or lower executor.slots or "
+                "executor.per_device. Nothing was launched."
+            )
+
+
+def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
+    """Measure, print the plan with its cost, and refuse what exceeds max_hours or the memory."""
+    config, hardware = sweep.config, sweep.hardware
+    ledger = Ledger(sweep.folder, sweep.runs)
+    done = frozenset(
+        run.run_id for run in sweep.runs if (result := ledger.result(run.run_id)) and result["status"] in FINAL
+    )
+    costs: dict[str, Cost] = {}
+    for group in (sweep.runs, target):
+        left = [planned for planned in group if planned.run_id not in done]
+        if not left:
+            continue
+        out.print(f"measuring {len(shapes_to_measure(left))} of the plan's shapes on this hardware")
+        settings = {**sweep.execution(left[0]), "micro_batch_sequences": max(
+            sweep.execution(planned)["micro_batch_sequences"] for planned in left
+        )}
+        try:
+            measured = measure(shapes_to_measure(left), settings)
+        except MeasurementFailed as error:
+            raise Refused(f"{error}\nNothing was launched.") from error
+        for planned in left:
+            costs[planned.run_id] = run_cost(planned.spec, measured, config.executor.evaluations)
+    out.print(plan_table([*sweep.runs, *target], costs, done))
+    fit = [costs[run.run_id].seconds for run in sweep.runs if run.run_id in costs]
+    holdout = [costs[run.run_id].seconds for run in target]
+    seconds = (makespan(fit, hardware.slots) if fit else 0.0) + sum(holdout)
+    out.print(
+        f"{len(sweep.runs)} runs to fit ({len(done)} done), {len(target)} to predict and check; "
+        f"{sum(run.spec.flops for run in [*sweep.runs, *target]):.2e} FLOPs; about {duration(seconds)} from here"
+    )
+    if target and config.grid.target.params is None:
+        out.print("the target's size is provisional: the fit will choose it")
+    if seconds > config.max_hours * 3600:
+        raise Refused(
+            f"max_hours={config.max_hours:g}: the sweep would take {duration(seconds)} on this hardware. Lower the "
+            "budgets or sizes, set grid.target.flops=null, use more hardware, or raise max_hours. Nothing was launched."
+        )
+    for planned in [*sweep.runs, *target]:
+        cost = costs.get(planned.run_id)
+        if cost and cost.peak_bytes > hardware.memory_per_run:
+            raise Refused(
+                f"{planned.group}, N={count_parameters(planned.spec.shape).non_embedding:,}: needs about "
+                f"{bytes_(cost.peak_bytes)}; a run has {bytes_(hardware.memory_per_run)} here. Lower "
+                "optim.micro_batch_tokens, executor.slots or executor.per_device. Nothing was launched."
+            )
+
+
+def train_and_analyse(sweep: Sweep, out) -> int:
+    """Train what the ledger lacks, bracket the budgets, predict, train the target, score, report."""
+    logger = sweep.config.logger
+    mirror = Mirror(logger.kind, logger.project, sweep.folder, sweep.config.sweep_name)
+    try:
+        train_grid(sweep, mirror, out)
+        train_target(sweep, mirror, out)
+        report = analysis.write_report(sweep.folder.path)
+        mirror.report(sweep.folder.report)
+    finally:
+        mirror.close()
+    return show_outcome(sweep, report, out)
+
+
+def train_grid(sweep: Sweep, mirror: Mirror, out) -> None:
+    """Bring every cell of the grid to a result, and those that bracketing a budget adds."""
+    sweep.settle_from_ledger()
+    while True:
+        grown = extend(sweep, out)
+        if not sweep.pending() and not grown:
+            return
+        sweep.execute(sweep.pending(), mirror)
+
+
+def extend(sweep: Sweep, out) -> bool:
+    """Add the cells that bracket the budgets whose runs have all ended; whether there were any."""
+    ended = [(cell, sweep.outcomes.get(run.run_id)) for cell, run in zip(sweep.cells, sweep.runs, strict=True)]
+    open_groups = {cell.group for cell, outcome in ended if outcome is None}
+    settled = [(cell, outcome.result.get("loss")) for cell, outcome in ended if outcome and cell.group not in open_groups]
+    new: list[Cell] = []
+    for extension in extensions(sweep.config, sweep.corpus.vocab_size, settled):
+        if extension.message not in sweep.notes:
+            out.print(extension.message)
+            sweep.notes.append(extension.message)
+        try:
+            plan(extension.cells, sweep.corpus)
+        except ConfigError as error:
+            sweep.notes.append(f"budget {extension.budget:.3g} stays unbracketed: {error}")
+            out.print(sweep.notes[-1])
+            continue
+        new += extension.cells
+    sweep.add(new)
+    return bool(new)
+
+
+def train_target(sweep: Sweep, mirror: Mirror, out) -> None:
+    """Write the prediction, then train what it is of, then set the measurement beside it."""
+    config, target = sweep.config, sweep.config.grid.target
+    if target.flops is None:
+        return
+    chosen = None
+    if target.params is None:
+        choice = analysis.choose_target(sweep.folder.path, target.flops)
+        out.print(f"target: {choice.reason}")
+        if choice.params is None:
+            sweep.notes.append(f"no target was trained: {choice.reason}")
+            sweep.write()
+            return
+        chosen = choice.params
+    cell = target_cell(config, sweep.corpus.vocab_size, chosen)
+    sweep.add([cell])
+    spec = sweep.runs[-1].spec
+    params = count_parameters(spec.shape).non_embedding
+    prediction = analysis.write_prediction(
+        sweep.folder.path, analysis.Target(params=float(params), tokens=float(spec.tokens), flops=spec.flops)
+    )
+    out.print(
+        f"predicted before training: N={human(params)} on D={human(spec.tokens)} reaches "
+        f"{prediction.loss:.4f} nats a token, 90% interval {prediction.lo90:.4f} to {prediction.hi90:.4f} "
+        f"({prediction.law}; {prediction.verdict})"
+    )
+    sweep.settle_from_ledger()
+    if sweep.pending():
+        sweep.execute(sweep.pending(), mirror)
+    analysis.score(sweep.folder.path)
+
+
+def show_outcome(sweep: Sweep, report: Path, out) -> int:
+    """Print what failed, the prediction beside the measurement, and where the report is."""
+    by_status = Counter(outcome.status for outcome in sweep.outcomes.values())
+    trained = sum(outcome.attempts > 0 for outcome in sweep.outcomes.values())
+    out.print(f"{', '.join(f'{count} {status}' for status, count in by_status.items())}; {trained} trained by this command")
+    for run in sweep.runs:
+        outcome = sweep.outcomes.get(run.run_id)
+        if outcome is None or outcome.status != "finished":
+            said = f"{outcome.status}: {outcome.reason}" if outcome else "not run"
+            out.print(f"  {run.run_id} {run.group} N={human(count_parameters(run.spec.shape).non_embedding)} {said}")
+    for line in analysis.summary(sweep.folder.path):
+        out.print(line)
+    out.print(f"report: {report}")
+    return 1 if by_status["failed"] or len(sweep.outcomes) < len({run.run_id for run in sweep.runs}) else 0

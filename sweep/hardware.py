@@ -1,0 +1,77 @@
+"""What this machine has: GPUs, cores, memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+GPU_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+"""Device files of NVIDIA, of ROCm and of NVIDIA under WSL: without one of them there is no GPU, which
+is known without the seconds that importing torch takes."""
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """device: "cpu" or "cuda"; slots: workers that run side by side; memory: bytes, of one GPU or of
+    the machine; why: how the device was chosen, for the user."""
+
+    device: str
+    slots: int
+    memory: int
+    why: str
+
+    @property
+    def memory_per_run(self) -> float:
+        """Bytes that each of the side-by-side workers can have (a GPU's are shared by `per_device`)."""
+        return self.memory / self.slots
+
+
+def has_gpu() -> bool:
+    """Whether torch can compute on a GPU here."""
+    if not any(Path(node).exists() for node in GPU_NODES):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its cgroup's limit."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in CGROUP_LIMITS:
+        try:
+            physical = min(physical, int(Path(limit).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return physical
+
+
+def find_hardware(device: str, slots: int | None, per_device: int) -> Hardware:
+    """The hardware that `device` ("auto", "cpu", "cuda") and the executor's slots come to.
+
+    Raises ValueError when a GPU is asked for and there is none.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: {device!r} is none of auto, cpu, cuda")
+    gpu = device != "cpu" and has_gpu()
+    if device == "cuda" and not gpu:
+        raise ValueError("device: cuda was asked for, and torch finds no GPU here. Say device=cpu. Nothing was launched.")
+    if gpu:
+        import torch
+
+        count = torch.cuda.device_count()
+        memory = torch.cuda.get_device_properties(0).total_memory // per_device
+        name = torch.cuda.get_device_name(0)
+        return Hardware("cuda", count * per_device, memory * count * per_device, f"{count} x {name}")
+    count = slots or cores()
+    why = "asked for" if device == "cpu" else "no GPU here"
+    return Hardware("cpu", count, host_memory(), f"CPU, {cores()} cores ({why})")

@@ -1,0 +1,89 @@
+"""Seconds and bytes of a plan on this hardware, from a short measurement of shapes at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.count import count_parameters, training_flops_per_token
+from sweep.plan.spec import PlannedRun, RunSpec
+
+BYTES_PER_PARAMETER = 16
+"""fp32 weights, gradients and AdamW's two moments: 4 x 4 bytes (Rajbhandari et al. 2020, arXiv
+1910.02054, section 3.1, without its half-precision copies). What no run can do without."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measured shape: seconds and peak bytes of an update on a batch of this many tokens."""
+
+    flops_per_token: float
+    batch_tokens: int
+    seconds_per_step: float
+    evaluation_seconds_per_token: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the measuring process found. startup_seconds: from its start to its first update."""
+
+    startup_seconds: float
+    device: str
+    timings: tuple[Timing, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run: wall seconds in its slot, peak bytes."""
+
+    seconds: float
+    peak_bytes: float
+
+
+def shapes_to_measure(runs: Sequence[PlannedRun], most: int = 5) -> list[RunSpec]:
+    """At most `most` runs' specs that span the plan by FLOPs a step, smallest first."""
+    by_work = {run.spec.flops / run.spec.steps: run.spec for run in runs}
+    ordered = [by_work[work] for work in sorted(by_work)]
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[round(i)] for i in np.linspace(0, len(ordered) - 1, most)]
+
+
+def least_bytes(spec: RunSpec) -> float:
+    """Bytes below which this run cannot fit: its weights, gradients and moments."""
+    return float(BYTES_PER_PARAMETER * count_parameters(spec.shape).total)
+
+
+def run_cost(spec: RunSpec, measured: Measurement, evaluations: int) -> Cost:
+    """Seconds and bytes of one run: log-log interpolation between the measured shapes.
+
+    Throughput (FLOP/s) is interpolated in FLOPs a step, and beyond the measured range taken as the
+    nearest measured one's; peak bytes are interpolated likewise but never below `least_bytes`.
+    """
+    timings = measured.timings
+    work = np.log([t.flops_per_token * t.batch_tokens for t in timings])
+    here = np.log(spec.flops / spec.steps)
+    rate = np.exp(np.interp(here, work, np.log([t.flops_per_token * t.batch_tokens / t.seconds_per_step for t in timings])))
+    per_token = training_flops_per_token(spec.shape)
+    evaluating = np.exp(
+        np.interp(
+            np.log(per_token),
+            np.log([t.flops_per_token for t in timings]),
+            np.log([t.evaluation_seconds_per_token for t in timings]),
+        )
+    )
+    seconds = measured.startup_seconds + spec.flops / rate + (evaluations + 1) * spec.data.eval_tokens * evaluating
+    peak = np.exp(np.interp(here, work, np.log([t.peak_bytes for t in timings])))
+    return Cost(float(seconds), max(float(peak), least_bytes(spec)))
+
+
+def makespan(seconds: Sequence[float], slots: int) -> float:
+    """Wall seconds of independent runs, longest first, on `slots` equal slots (Graham 1969)."""
+    ends = [0.0] * slots
+    for run in sorted(seconds, reverse=True):
+        soonest = ends.index(min(ends))
+        ends[soonest] += run
+    return max(ends)

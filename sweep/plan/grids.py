@@ -1,0 +1,235 @@
+"""Grid to cells: which sizes on how many tokens. Pure functions of the configuration.
+
+A cell is a shape, a number of tokens, a seed and the configuration its run is made with; plan.py
+turns it into a RunSpec.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from models.config import DecoderShape
+from models.count import count_parameters, training_flops_per_token
+from models.sizes import FamilyRule, nearest_shape
+from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, ProductGrid, SweepConfig, with_values
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a grid. `tokens` is what was asked for; a run has a whole number of batches."""
+
+    config: SweepConfig
+    shape: DecoderShape
+    tokens: float
+    seed: int
+    group: str
+    role: str = "fit"
+
+    @property
+    def params(self) -> int:
+        """N, non-embedding."""
+        return count_parameters(self.shape).non_embedding
+
+    @property
+    def label(self) -> str:
+        """Where an error is, in the user's terms."""
+        return f"grid {self.config.grid.kind}, {self.group}, n_layer={self.shape.n_layer} d_model={self.shape.d_model}"
+
+
+def family(config: SweepConfig, vocab_size: int) -> FamilyRule:
+    """The family of shapes that the model group describes. Raises ConfigError where it is none."""
+    model = config.model
+    try:
+        return FamilyRule(
+            width_step=model.width_step,
+            ff_ratio=model.ff_ratio,
+            vocab_size=vocab_size,
+            seq_len=model.seq_len,
+            activation=model.activation,
+            qk_norm=model.qk_norm,
+            tied=model.tied,
+            n_layer=model.n_layer,
+            aspect_ratio=model.aspect_ratio,
+            n_head=model.n_head,
+            head_size=model.head_size,
+        )
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+
+
+def shape_for(config: SweepConfig, vocab_size: int, params: float, key: str) -> DecoderShape:
+    """The family's member nearest to `params`; ConfigError naming `key` where there is none."""
+    try:
+        return nearest_shape(family(config, vocab_size), params)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def cells(config: SweepConfig, vocab_size: int) -> list[Cell]:
+    """Every cell to fit on, in the grid's order. The target is `target_cell`'s."""
+    grid = config.grid
+    if isinstance(grid, IsoflopGrid):
+        return [cell for budget in grid.budgets for cell in _isoflop_cells(config, vocab_size, budget)]
+    if isinstance(grid, LadderGrid):
+        return list(_ladder_cells(config, vocab_size))
+    return list(_product_cells(config, vocab_size))
+
+
+def budget_group(flops: float) -> str:
+    return f"C={flops:.4g}"
+
+
+def expected_optimum(grid: IsoflopGrid, flops: float) -> float:
+    """The non-embedding N around which a budget's sizes are laid, before anything was measured."""
+    return grid.optimum_params * (flops / grid.optimum_at_flops) ** grid.optimum_exponent
+
+
+def isoflop_cell(config: SweepConfig, shape: DecoderShape, budget: float, seed: int, role: str = "fit") -> Cell:
+    """`shape` trained for exactly `budget` FLOPs."""
+    tokens = budget / training_flops_per_token(shape)
+    return Cell(config, shape, tokens, seed, budget_group(budget), role)
+
+
+def _isoflop_cells(config: SweepConfig, vocab_size: int, budget: float) -> Iterator[Cell]:
+    grid = config.grid
+    if grid.sizes is not None:
+        wanted, key = grid.sizes, "grid.sizes"
+    else:
+        centre, middle = expected_optimum(grid, budget), (grid.sizes_per_budget - 1) / 2
+        wanted = [centre * grid.size_ratio ** (i - middle) for i in range(grid.sizes_per_budget)]
+        key = "grid.sizes_per_budget"
+    shapes = [shape_for(config, vocab_size, params, key) for params in wanted]
+    for shape in dict.fromkeys(shapes):  # two sizes may round to one shape
+        for seed in _seeds(config):
+            yield isoflop_cell(config, shape, budget, seed)
+
+
+def _ladder_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
+    for params in config.grid.sizes:
+        shape = shape_for(config, vocab_size, params, "grid.sizes")
+        for seed in _seeds(config):
+            yield Cell(config, shape, config.grid.tokens, seed, "ladder")
+
+
+REPLICATE_STRIDE = 1000
+"""Between the seeds of one cell's replicates, so that sweeps with neighbouring seeds share no run."""
+
+
+def _seeds(config: SweepConfig) -> list[int]:
+    return [config.seed + REPLICATE_STRIDE * i for i in range(config.grid.seeds)]
+
+
+AXES = ("params", "tokens", "flops")
+
+
+def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
+    over: Mapping[str, Sequence] = config.grid.over
+    for key, values in over.items():
+        if not isinstance(values, (list, tuple)) or not values:
+            raise ConfigError(f"grid.over: {key}: a list with a value or more is wanted, found {values!r}")
+    for values in itertools.product(*over.values()):
+        point = dict(zip(over, values))
+        axes = {axis: point.pop(axis, getattr(config.grid, axis)) for axis in AXES}
+        varied = with_values(config, point)
+        if (axes["tokens"] is None) == (axes["flops"] is None):
+            raise ConfigError("grid: give tokens or flops (grid.tokens=..., or a list under grid.over), not both")
+        if axes["params"] is None:
+            raise ConfigError("grid.params: give a size, or a list of them under grid.over")
+        shape = shape_for(varied, vocab_size, float(axes["params"]), "grid.params")
+        tokens = axes["tokens"] or float(axes["flops"]) / training_flops_per_token(shape)
+        group = " ".join(f"{key}={value}" for key, value in point.items()) or "product"
+        yield Cell(varied, shape, float(tokens), varied.seed, group)
+
+
+def target_cell(config: SweepConfig, vocab_size: int, params: float | None = None) -> Cell | None:
+    """The run to predict and then train: of grid.target.flops, with grid.target.params or `params`
+    (the fitted optimum, or an expected one for a provisional plan). None where no target is asked for.
+    """
+    target = config.grid.target
+    if target.flops is None:
+        return None
+    wanted = target.params or params
+    if wanted is None:
+        raise ConfigError("grid.target.params: this grid cannot choose the target's size; give it")
+    shape = shape_for(config, vocab_size, wanted, "grid.target.params")
+    return replace(isoflop_cell(config, shape, target.flops, config.seed, role="holdout"), group="target")
+
+
+def provisional_target_params(config: SweepConfig) -> float | None:
+    """The target's size as expected before the fit, for the plan's estimate."""
+    grid = config.grid
+    if grid.target.flops is None or grid.target.params is not None:
+        return grid.target.params
+    return expected_optimum(grid, grid.target.flops) if isinstance(grid, IsoflopGrid) else None
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What bracketing a budget's optimum takes: further cells, or why there are none."""
+
+    budget: float
+    cells: tuple[Cell, ...]
+    message: str
+
+
+def extensions(config: SweepConfig, vocab_size: int, settled: Sequence[tuple[Cell, float | None]]) -> list[Extension]:
+    """For each budget whose best size is the smallest or the largest tried, one size further out.
+
+    `settled` holds every cell of the budgets whose runs have all ended, with their loss (None where a
+    run has none); other budgets are not looked at. The mean over seeds counts. A budget is extended
+    until it is bracketed, `grid.extensions` sizes were added, or the family ends.
+    """
+    grid = config.grid
+    if not isinstance(grid, IsoflopGrid):
+        return []
+    found = []
+    for budget in grid.budgets:
+        by_shape: dict[DecoderShape, list[float]] = {}
+        for cell, loss in settled:
+            if cell.group == budget_group(budget) and loss is not None:
+                by_shape.setdefault(cell.shape, []).append(loss)
+        if len(by_shape) < 2:
+            continue
+        ranked = sorted(by_shape, key=lambda shape: count_parameters(shape).non_embedding)
+        best = min(ranked, key=lambda shape: sum(by_shape[shape]) / len(by_shape[shape]))
+        planned = len({cell.shape for cell in _isoflop_cells(config, vocab_size, budget)})
+        if best is ranked[0]:
+            side, step = "smallest", 1 / grid.size_ratio
+        elif best is ranked[-1]:
+            side, step = "largest", grid.size_ratio
+        else:
+            continue
+        where = f"budget {budget:.3g}: its best size ({count_parameters(best).non_embedding:,}) is the {side} tried"
+        if len(ranked) - planned >= grid.extensions:
+            found.append(Extension(budget, (), f"{where}; {grid.extensions} sizes were added already, so it stays"))
+            continue
+        further = _next_shape(config, vocab_size, best, step)
+        if further is None:
+            found.append(Extension(budget, (), f"{where}; the family has none beyond it"))
+            continue
+        new = tuple(isoflop_cell(config, further, budget, seed) for seed in _seeds(config))
+        found.append(Extension(budget, new, f"{where}; adding {new[0].params:,} parameters"))
+    return found
+
+
+def _next_shape(config: SweepConfig, vocab_size: int, edge: DecoderShape, step: float) -> DecoderShape | None:
+    """The member about `step` times as large as `edge`, and never `edge` itself."""
+    wanted = count_parameters(edge).non_embedding
+    rule = family(config, vocab_size)
+    for _ in range(8):  # assumption: neighbouring members are less than step^8 apart
+        wanted *= step
+        try:
+            shape = nearest_shape(rule, wanted)
+        except ValueError:
+            return None
+        if shape != edge:
+            return shape
+    return None
+
+
+def tokens_needed(planned: Sequence[Cell]) -> float:
+    """D of the longest run: what the corpus must hold, up to data.max_epochs."""
+    return max((cell.tokens for cell in planned), default=0.0)

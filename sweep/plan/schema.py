@@ -1,0 +1,405 @@
+"""The configuration as frozen dataclasses: every key, its type, its meaning and its checks.
+
+The only file of the sweep that knows OmegaConf. `to_config` turns what Hydra composed into a
+SweepConfig; an unknown key, a value of the wrong type or an impossible one is refused with its path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Optional, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sweep.plan.spec import digest
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be; the message says where, what was wanted and what to do."""
+
+
+@dataclass(frozen=True)
+class ScaleConfig:
+    """Values that follow the machine; the other groups refer to them, nothing else reads them."""
+
+    asked: str  # "auto", "cpu" or "gpu"
+    name: str  # "cpu" or "gpu": what `auto` came to
+    seq_len: int
+    n_layer: Optional[int]
+    aspect_ratio: Optional[float]
+    n_head: Optional[int]
+    head_size: Optional[int]
+    width_step: int
+    base_width: int
+    lr: float
+    lr_at_tokens: float
+    lr_exponent: float
+    batch_tokens: int
+    batch_at_tokens: float
+    batch_exponent: float
+    micro_batch_tokens: int
+    weight_decay_timescale: Optional[float]
+    eval_tokens: int
+    precision: str
+    budgets: list[float]
+    size_ratio: float
+    optimum_params: float
+    optimum_at_flops: float
+    ladder_sizes: list[float]
+    ladder_tokens: float
+    ladder_target_flops: float
+    ladder_target_params: float
+    max_hours: float
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The family of decoders (models/sizes.py): give n_layer or aspect_ratio, n_head or head_size."""
+
+    n_layer: Optional[int]
+    aspect_ratio: Optional[float]
+    n_head: Optional[int]
+    head_size: Optional[int]
+    width_step: int
+    ff_ratio: float
+    activation: str  # swiglu | geglu | relu2 | gelu
+    qk_norm: bool
+    tied: bool
+    seq_len: int
+
+
+@dataclass(frozen=True)
+class StdlibData:
+    kind: str
+    heldout_fraction: float  # of the documents, by hash
+    eval_tokens: int  # held-out tokens that every loss is measured on
+    max_epochs: float  # a run may see each training token this often
+    cache: Optional[str]  # where prepared corpora are kept; null: the user's cache folder
+
+
+@dataclass(frozen=True)
+class TextData(StdlibData):
+    path: Any  # one path or glob, or a list of them
+    field: str  # which field of .jsonl and .parquet rows is the text
+
+
+@dataclass(frozen=True)
+class HfData(StdlibData):
+    path: str  # the data set's name on the hub
+    config: Optional[str]
+    split: str
+    field: str
+    revision: Optional[str]
+
+
+@dataclass(frozen=True)
+class SyntheticData(StdlibData):
+    vocab_size: int
+    source_seed: int
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    kind: str  # bytes | bpe | file
+    vocab_size: Optional[int] = None  # bpe
+    path: Optional[str] = None  # file
+    end_of_document: Optional[str] = None  # file
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, and how rate and batch follow a run's own token count D:
+    batch = batch_tokens · (D / batch_at_tokens)^batch_exponent, in whole sequences;
+    peak rate = lr · (D / lr_at_tokens)^lr_exponent, at width base_width."""
+
+    lr: float
+    base_width: int
+    lr_at_tokens: float
+    lr_exponent: float
+    batch_tokens: int
+    batch_at_tokens: float
+    batch_exponent: float
+    micro_batch_tokens: int  # at most this many tokens go through the model at once
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay_timescale: Optional[float]  # in runs: weights are forgotten over this share of one; null: none
+    clip: float  # largest norm of the gradient
+    precision: str  # fp32 | bf16
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    kind: str  # wsd | cosine
+    warmup_fraction: float  # of the steps
+    final: float  # of the peak rate, at the end
+    decay_fraction: Optional[float] = None  # of the steps; wsd
+    decay: Optional[str] = None  # linear | sqrt; wsd
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """The run to predict, then train. flops null: none. params null: the fitted optimum."""
+
+    flops: Optional[float]
+    params: Optional[float]
+
+
+@dataclass(frozen=True)
+class IsoflopGrid:
+    kind: str
+    budgets: list[float]  # FLOPs, exact
+    sizes: Optional[list[float]]  # non-embedding parameters, for every budget; null: around the optimum
+    sizes_per_budget: int
+    size_ratio: float  # between neighbouring sizes
+    optimum_params: float  # expected optimum: optimum_params · (C / optimum_at_flops)^optimum_exponent
+    optimum_at_flops: float
+    optimum_exponent: float
+    extensions: int  # how many more sizes a budget may get to bracket its optimum
+    seeds: int  # runs of every cell
+    target: TargetConfig
+
+
+@dataclass(frozen=True)
+class LadderGrid:
+    kind: str
+    sizes: list[float]  # non-embedding parameters
+    tokens: float
+    seeds: int
+    target: TargetConfig
+
+
+@dataclass(frozen=True)
+class ProductGrid:
+    kind: str
+    params: Optional[float]
+    tokens: Optional[float]
+    flops: Optional[float]
+    over: dict[str, Any]
+    target: TargetConfig
+
+
+@dataclass(frozen=True)
+class ExecutorConfig:
+    kind: str  # local
+    slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU
+    per_device: int
+    retries: int  # of a run whose worker died
+    checkpoint_seconds: float
+    log_every: int  # steps
+    evaluations: int  # of the held-out loss before the end of a run
+    compile: bool
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    kind: str  # auto | wandb | none
+    project: str = ""
+
+
+GRIDS = {"isoflop": IsoflopGrid, "ladder": LadderGrid, "product": ProductGrid}
+DATA = {"stdlib": StdlibData, "text": TextData, "hf": HfData, "synthetic": SyntheticData}
+TOKENIZERS = {
+    "bytes": {"kind"},
+    "bpe": {"kind", "vocab_size"},
+    "file": {"kind", "path", "end_of_document"},
+}
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Everything a user chooses, checked. `data` and `grid` are one of the dataclasses above."""
+
+    scale: ScaleConfig
+    model: ModelConfig
+    data: Any
+    tokenizer: TokenizerConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    grid: Any
+    executor: ExecutorConfig
+    logger: LoggerConfig
+    name: Optional[str]  # null: grid, scale and a digest of the recipe
+    out: Optional[str]  # null: outputs/<name>
+    seed: int  # of initialisation and batch order
+    param: str  # mup | sp
+    device: str  # auto | cpu | cuda
+    plan_only: bool
+    max_hours: float
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What every run of a sweep shares, so that their losses can be compared. A grid's budgets
+        and sizes may grow within one sweep; these may not change."""
+        data = {key: value for key, value in dataclasses.asdict(self.data).items() if key not in RUN_ONLY}
+        optim = {key: value for key, value in dataclasses.asdict(self.optim).items() if key not in RUN_ONLY}
+        return {
+            "grid": {"kind": self.grid.kind},
+            "model": dataclasses.asdict(self.model),
+            "data": data,
+            "tokenizer": dataclasses.asdict(self.tokenizer),
+            "optim": optim,
+            "schedule": dataclasses.asdict(self.schedule),
+            "seed": self.seed,
+            "param": self.param,
+        }
+
+    @property
+    def sweep_name(self) -> str:
+        return self.name or f"{self.grid.kind}-{self.scale.name}-{digest(self.recipe)[:6]}"
+
+    @property
+    def folder(self) -> str:
+        return self.out or f"outputs/{self.sweep_name}"
+
+
+RUN_ONLY = {"cache", "max_epochs", "micro_batch_tokens"}
+"""Keys of `data` and `optim` that say how a sweep is run, not what its runs are."""
+
+
+def to_config(composed: DictConfig) -> SweepConfig:
+    """What Hydra composed, as a checked SweepConfig.
+
+    Raises ConfigError naming the key's path, what was found and what is wanted.
+    """
+    try:
+        OmegaConf.resolve(composed)
+        schema = OmegaConf.structured(SweepConfig)
+        OmegaConf.set_readonly(schema, False)
+        schema.data = OmegaConf.structured(_variant(composed, "data", DATA))
+        schema.grid = OmegaConf.structured(_variant(composed, "grid", GRIDS))
+        merged = OmegaConf.merge(schema, composed)
+        missing = OmegaConf.missing_keys(merged)
+        if missing:
+            raise ConfigError(f"{', '.join(sorted(missing))}: a value is wanted, none was given")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = error.full_key or "configuration"
+        raise ConfigError(f"{key}: {str(error.msg or error).splitlines()[0]}") from error
+    check(config)
+    return config
+
+
+def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> type:
+    kind = (composed.get(group) or {}).get("kind")
+    if kind is None:
+        raise ConfigError(f"{group}: nothing chosen; say +{group}={'|'.join(variants)} on the command line")
+    if kind not in variants:
+        raise ConfigError(f"{group}.kind: {kind!r} is none of {', '.join(variants)}")
+    return variants[kind]
+
+
+CHOICES = {
+    "model.activation": ("swiglu", "geglu", "relu2", "gelu"),
+    "param": ("mup", "sp"),
+    "tokenizer.kind": tuple(TOKENIZERS),
+    "schedule.kind": ("wsd", "cosine"),
+    "optim.precision": ("fp32", "bf16"),
+    "executor.kind": ("local",),
+    "logger.kind": ("auto", "wandb", "none"),
+}
+POSITIVE = (
+    "max_hours model.width_step model.ff_ratio model.seq_len data.eval_tokens data.max_epochs data.vocab_size "
+    "tokenizer.vocab_size optim.lr optim.base_width optim.lr_at_tokens optim.batch_tokens optim.batch_at_tokens "
+    "optim.micro_batch_tokens optim.eps optim.weight_decay_timescale optim.clip grid.budgets grid.sizes "
+    "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
+    "grid.params grid.flops grid.target.flops grid.target.params executor.slots executor.per_device "
+    "executor.checkpoint_seconds executor.log_every"
+).split()
+NOT_NEGATIVE = "seed grid.extensions executor.retries executor.evaluations".split()
+FRACTIONS = (
+    "data.heldout_fraction schedule.warmup_fraction schedule.decay_fraction schedule.final optim.beta1 optim.beta2"
+).split()
+
+
+def check(config: SweepConfig) -> None:
+    """Raise ConfigError listing every value that can't be, by key."""
+    wrong = []
+    for key, choices in CHOICES.items():
+        if lookup(config, key) not in choices:
+            wrong.append(f"{key}: {lookup(config, key)!r} is none of {', '.join(choices)}")
+    for keys, holds, wanted in (
+        (POSITIVE, lambda x: 0 < x < float("inf"), "a positive number"),
+        (NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
+        (FRACTIONS, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    ):
+        for key in keys:
+            value = lookup(config, key)
+            for number in value if isinstance(value, list) else [value]:
+                if number is not None and not holds(number):
+                    wrong.append(f"{key}: {number} is not {wanted}")
+    wrong += _inconsistent(config)
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _inconsistent(config: SweepConfig) -> list[str]:
+    wrong = []
+    for key, value in dataclasses.asdict(config.tokenizer).items():
+        if value is not None and key not in TOKENIZERS.get(config.tokenizer.kind, {key}):
+            wrong.append(f"tokenizer.{key}: means nothing to tokenizer={config.tokenizer.kind}")
+    if config.data.kind == "synthetic" and config.tokenizer.kind != "bytes":
+        wrong.append("tokenizer: data=synthetic makes tokens, not text; leave tokenizer=bytes, which is not applied")
+    schedule = config.schedule
+    wsd_only = (schedule.decay_fraction, schedule.decay)
+    if schedule.kind == "wsd":
+        if None in wsd_only or schedule.decay not in ("linear", "sqrt"):
+            wrong.append("schedule: kind wsd wants decay_fraction and decay (linear or sqrt)")
+        elif schedule.warmup_fraction + schedule.decay_fraction > 1:
+            wrong.append("schedule: warmup_fraction and decay_fraction exceed the run")
+    elif wsd_only != (None, None):
+        wrong.append("schedule: decay_fraction and decay mean nothing to kind cosine")
+    for key in ("grid.budgets", "grid.sizes"):
+        if lookup(config, key) == []:
+            wrong.append(f"{key}: an empty list; give one value or more")
+    if config.grid.kind == "isoflop" and not config.grid.size_ratio > 1:
+        wrong.append(f"grid.size_ratio: {config.grid.size_ratio} is not above 1")
+    if config.grid.kind == "ladder" and config.grid.target.flops and not config.grid.target.params:
+        wrong.append("grid.target.params: a ladder has one token count, so it cannot choose the target's size; give it")
+    return wrong
+
+
+def lookup(config: Any, key: str) -> Any:
+    """The value at a dotted key; None where this variant of a group has no such key."""
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    return config
+
+
+SWEEPABLE = ("model", "optim", "schedule", "seed", "param")
+
+
+def with_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
+    """`config` with the dotted keys of `values` replaced, checked again.
+
+    Raises ConfigError for a key that is unknown or that runs of one sweep cannot differ in.
+    """
+    for key, value in values.items():
+        group, _, name = key.partition(".")
+        if group not in SWEEPABLE or lookup(config, key) is None and not _has(config, key):
+            raise ConfigError(f"grid.over: {key!r} is no key that runs can differ in ({', '.join(SWEEPABLE)})")
+        if not name:
+            config = dataclasses.replace(config, **{group: _typed(type(config), group, value)})
+        else:
+            part = getattr(config, group)
+            config = dataclasses.replace(
+                config, **{group: dataclasses.replace(part, **{name: _typed(type(part), name, value)})}
+            )
+    check(config)
+    return config
+
+
+def _has(config: SweepConfig, key: str) -> bool:
+    group, _, name = key.partition(".")
+    return hasattr(getattr(config, group, None), name)
+
+
+def _typed(owner: type, name: str, value: Any) -> Any:
+    """`value` converted as Hydra would convert it for this field."""
+    holder = dataclasses.make_dataclass("Holder", [(name, get_type_hints(owner)[name])])
+    try:
+        return getattr(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(holder), {name: value})), name)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"grid.over: {name}: {str(error.msg).splitlines()[0]}") from error

@@ -1,0 +1,231 @@
+"""One run: spec and batches in, result out."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.decoder import Decoder, token_losses
+from models.transfer import initialise, output_multiplier, parameter_groups
+from sweep.data.batches import TokenBatches, heldout_blocks
+from sweep.files import RunFolder, write_atomically
+from sweep.plan.spec import RunSpec
+from sweep.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint, save_final_weights
+from sweep.train.evaluate import Evaluation, evaluate
+from sweep.train.result import RunResult, result_for
+from sweep.train.schedule import rate_factor
+
+EXPLODED = 1.5
+"""A mean training loss of this many times ln(vocabulary), the loss of knowing nothing, counts as
+divergence. Assumption: a run that gets there does not come back in time to be worth fitting."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How and where a run runs; nothing here changes its result beyond rounding.
+
+    micro_batch_sequences: sequences that go through the model at once; evaluations: how many times
+    the held-out loss is measured before the end; checkpoint_seconds: wall time between checkpoints.
+    """
+
+    device: str
+    threads: int
+    data_folder: str
+    micro_batch_sequences: int
+    log_every: int
+    evaluations: int
+    checkpoint_seconds: float
+    compile: bool
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its checkpoint holds everything up to here."""
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A model, its compiled or plain forward pass, its optimizer and the precision it runs in."""
+
+    spec: RunSpec
+    model: Decoder
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    autocast: Callable
+    device: torch.device
+    micro_batch_sequences: int
+
+    def update(self, step: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """One AdamW update on int64[batch, T + 1]; returns the mean loss and the gradient's norm
+        before clipping, both float32 scalars left on the device."""
+        factor = rate_factor(self.spec.schedule, step, self.spec.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.spec.optim.lr * factor * group["rate"]
+        loss = torch.zeros((), device=self.device)
+        for micro_batch in tokens.split(self.micro_batch_sequences):
+            with self.autocast():
+                part = token_losses(self.forward, micro_batch).mean() * (len(micro_batch) / len(tokens))
+            part.backward()
+            loss += part.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+
+def build_learner(spec: RunSpec, execution: Execution) -> Learner:
+    """A freshly initialised learner on the run's device."""
+    optim, device = spec.optim, torch.device(execution.device)
+    model = Decoder(spec.shape, output_multiplier(spec.shape, optim.param, optim.base_width))
+    initialise(model, optim.param, optim.base_width, spec.seed)
+    model.to(device)
+    groups = parameter_groups(model, spec.shape, optim.param, optim.base_width, optim.weight_decay)
+    optimizer = torch.optim.AdamW(
+        groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
+    )
+    autocast = (
+        partial(torch.autocast, device.type, dtype=torch.bfloat16) if spec.precision == "bf16" else nullcontext
+    )
+    forward = torch.compile(model) if execution.compile else model
+    return Learner(spec, model, forward, optimizer, autocast, device, execution.micro_batch_sequences)
+
+
+def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: Callable[[], bool]) -> RunResult:
+    """Train one run to its end, from its checkpoint if it has one.
+
+    Returns a result with status "finished" or "diverged". Raises Stopped, after a checkpoint, once
+    `should_stop()` is true; whatever else goes wrong is raised as it is.
+
+    On a CPU the result is a function of `spec` and the numerical libraries alone, bit for bit,
+    however often the run was stopped.
+    """
+    learner = build_learner(spec, execution)
+    data = Path(execution.data_folder)
+    batches = TokenBatches(data, spec.shape.seq_len, spec.batch_sequences, spec.seed)
+    blocks, block_bytes = heldout_blocks(data, spec.shape.seq_len, spec.data.eval_tokens)
+    measure = partial(
+        evaluate, learner.forward, blocks, block_bytes, execution.micro_batch_sequences, learner.autocast
+    )
+    save = partial(save_checkpoint, folder, spec.run_id, model=learner.model, optimizer=learner.optimizer)
+    state = load_checkpoint(folder, spec.run_id, learner.model, learner.optimizer) or TrainingState(0, 0.0, 0)
+    metrics = MetricsLog(folder.metrics, spec, resume_after=state.step)
+    evaluate_at = {spec.steps * (i + 1) // (execution.evaluations + 1) for i in range(execution.evaluations)}
+    ceiling = EXPLODED * math.log(spec.shape.vocab_size)
+
+    started = saved = time.monotonic()
+    before = state.seconds
+    losses: list[Tensor] = []
+    while state.step < spec.steps:
+        tokens = torch.from_numpy(batches.batch(state.step)).to(learner.device, non_blocking=True)
+        loss, norm = learner.update(state.step, tokens)
+        losses.append(loss)
+        state.step += 1
+        if state.step % execution.log_every == 0 or state.step == spec.steps or state.step in evaluate_at:
+            window = torch.stack(losses).tolist()
+            losses.clear()
+            state.seconds = before + time.monotonic() - started
+            mean = sum(window) / len(window)
+            if not mean <= ceiling:
+                return _diverged(spec, state, window, ceiling, execution)
+            rate = spec.optim.lr * rate_factor(spec.schedule, state.step - 1, spec.steps)
+            metrics.training(state, loss=mean, lr=rate, grad_norm=float(norm))
+            if state.step in evaluate_at and state.step < spec.steps:
+                metrics.evaluation(state, measure())
+            if state.step < spec.steps and (should_stop() or time.monotonic() - saved > execution.checkpoint_seconds):
+                save(state=state)
+                saved = time.monotonic()
+                if should_stop():
+                    raise Stopped
+    final = measure()
+    state.seconds = before + time.monotonic() - started
+    metrics.evaluation(state, final)
+    if not math.isfinite(final.loss):
+        return _diverged(spec, state, [final.loss], ceiling, execution)
+    save_final_weights(folder, learner.model)
+    return result_for(
+        spec,
+        "finished",
+        state.step,
+        loss=final.loss,
+        loss_se=final.loss_se,
+        bits_per_byte=final.bits_per_byte,
+        eval_tokens=final.tokens,
+        unique_tokens=batches.unique_tokens(spec.tokens),
+        epochs=batches.epochs(spec.tokens),
+        **_timing(spec, state, execution),
+    )
+
+
+def _diverged(
+    spec: RunSpec, state: TrainingState, window: list[float], ceiling: float, execution: Execution
+) -> RunResult:
+    bad = next((i for i, loss in enumerate(window) if not math.isfinite(loss)), 0)
+    step = state.step - len(window) + bad + 1
+    reason = f"training loss {window[bad]:.4g} at step {step} of {spec.steps} (limit {ceiling:.3g} nats a token)"
+    return result_for(spec, "diverged", state.step, reason=reason, **_timing(spec, state, execution))
+
+
+def _timing(spec: RunSpec, state: TrainingState, execution: Execution) -> dict:
+    return {
+        "wall_seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.step * spec.batch_tokens / max(state.seconds, 1e-9), 1),
+        "device": device_name(execution.device),
+        "resumes": state.resumes,
+        "peak_bytes": peak_bytes(execution.device),
+    }
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def peak_bytes(device: str) -> int:
+    """Most memory held so far: by torch on a GPU, by the process on a CPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class MetricsLog:
+    """metrics.jsonl: one line for each log step and each evaluation, in the order they happened."""
+
+    def __init__(self, path: Path, spec: RunSpec, resume_after: int) -> None:
+        """Drop the lines after step `resume_after`: the run is about to write them again."""
+        self.spec, self.flops_per_step = spec, spec.flops / spec.steps
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] <= resume_after:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError):
+                    continue  # cut off by the crash that made this a resumption
+        write_atomically(path, "".join(kept))
+        self.file = open(path, "a", encoding="utf-8", buffering=1)
+
+    def training(self, state: TrainingState, *, loss: float, lr: float, grad_norm: float) -> None:
+        self._write(state, loss=loss, lr=lr, grad_norm=grad_norm)
+
+    def evaluation(self, state: TrainingState, result: Evaluation) -> None:
+        self._write(state, eval_loss=result.loss, eval_loss_se=result.loss_se, bits_per_byte=result.bits_per_byte)
+
+    def _write(self, state: TrainingState, **values: float) -> None:
+        line = {
+            "step": state.step,
+            "tokens": state.step * self.spec.batch_tokens,
+            "flops": state.step * self.flops_per_step,
+            **values,
+            "seconds": round(state.seconds, 3),
+        }
+        self.file.write(json.dumps(line) + "\n")

@@ -1,0 +1,89 @@
+"""One process, one run: `python -m sweep.worker RUN_DIR` does what RUN_DIR/spec.json says.
+
+Ends with status 0 once result.json is written, whatever it says; with 75 (EX_TEMPFAIL) after a
+checkpoint when it was told to stop (SIGTERM, SIGINT, or the death of the process that started it).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from sweep.files import RunFolder, read_json
+
+EX_TEMPFAIL = 75  # sysexits.h
+LOCK_WAIT_SECONDS = 60.0  # assumption: an orphaned worker notices its parent's death well within this
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one run. Raises SystemExit with a usage line for anything but one folder."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) != 1:
+        raise SystemExit("usage: python -m sweep.worker RUN_DIR")
+    folder = RunFolder(Path(arguments[0]))
+    request = read_json(folder.spec)
+    stop = StopRequest()
+    lock = open(folder.lock, "w")
+    _lock(lock, folder)
+    return _run(folder, request, stop)
+
+
+def _run(folder: RunFolder, request: dict, stop: StopRequest) -> int:
+    # torch takes seconds to import: the signal handlers and the lock come first
+    import torch
+
+    from sweep.plan.spec import RunSpec
+    from sweep.train.checkpoint import discard_checkpoint
+    from sweep.train.result import result_for
+    from sweep.train.train import Execution, Stopped, train
+
+    spec, execution = RunSpec.from_json(request["spec"]), Execution(**request["execution"])
+    torch.set_num_threads(execution.threads)
+    try:
+        result = train(spec, execution, folder, stop)
+    except Stopped:
+        return EX_TEMPFAIL
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        result = result_for(spec, "failed", 0, reason=reason, traceback=traceback.format_exc())
+        traceback.print_exc()
+    result.write(folder)
+    if result.status != "failed":  # a failure's cause may be mended, and the run go on from there
+        discard_checkpoint(folder)
+    return 0
+
+
+class StopRequest:
+    """Callable: true once this process was told to stop or lost its parent."""
+
+    def __init__(self) -> None:
+        self.told, self.parent = False, os.getppid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._tell)
+
+    def _tell(self, number: int, frame: object) -> None:
+        self.told = True
+
+    def __call__(self) -> bool:
+        return self.told or os.getppid() != self.parent
+
+
+def _lock(file, folder: RunFolder) -> None:
+    """Take the run's lock, waiting for an orphan of a killed coordinator to leave it."""
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{folder.path}: another worker has held this run for {LOCK_WAIT_SECONDS:.0f} s")
+            time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
