@@ -18,7 +18,7 @@ EXPONENT_RANGE = (0.01, 3.0)
 """Where effective exponents are sought; assumption: published ones lie between 0.05 (Kaplan et al.
 2020, arXiv 2001.08361) and 0.6, so an optimum on either bound is no scaling law."""
 
-COUPLING_RANGE = (0.1, 10.0)
+COUPLING_RANGE = (0.2, 5.0)
 """Where the coupling k is sought; assumption: 1 is the separable law, and at both ends the law no
 longer changes with k within the noise of a loss."""
 

@@ -1,0 +1,75 @@
+"""The bootstrap: the same fit over resampled clusters, all resamples solved together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from analysis.fit import Problem, solve
+from analysis.laws import Law
+from analysis.values import LEVEL, Estimate, LawFit, Runs
+
+RESAMPLES = 1000
+"""Assumption: enough for the 5% and 95% quantiles to move by less than a tenth of the interval."""
+
+SEED = 20221115
+"""Of the bootstrap's generator; any number does, and one that stands here makes results repeat."""
+
+BATCH_ELEMENTS = 250_000
+"""Resamples x runs solved at once; assumption: temporaries of some tens of MB, near the cache."""
+
+
+def cluster_weights(runs: Runs, needed: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """How often each run is drawn when whole clusters are drawn with replacement.
+
+    Runs that share a size (or a trunk) share its luck, so they are drawn together (Efron &
+    Tibshirani 1993, chapter 8). Where there are fewer than `needed` clusters, which could not
+    carry the fit, runs are drawn one by one. A resample with fewer than `needed` distinct
+    (params, tokens) determines no fit and is drawn again.
+
+    Returns: float64[resample, run].
+    Raises ValueError: fewer than `needed` distinct runs are there to draw.
+    """
+    generator = np.random.default_rng(seed)
+    cluster = np.unique(runs.cluster, return_inverse=True)[1]
+    if cluster.max() + 1 < needed:
+        cluster = np.arange(len(runs))
+    clusters = cluster.max() + 1
+    points = np.column_stack([runs.params, runs.tokens])
+    point = np.unique(points, axis=0, return_inverse=True)[1].ravel()
+    membership = np.zeros((len(runs), point.max() + 1))
+    membership[np.arange(len(runs)), point] = 1.0
+    if membership.shape[1] < needed:
+        raise ValueError(f"the bootstrap needs {needed} distinct runs; there are {membership.shape[1]}")
+    kept: list[np.ndarray] = []
+    while sum(map(len, kept)) < resamples:
+        drawn = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+        weights = drawn[:, cluster].astype(np.float64)
+        kept.append(weights[((weights @ membership) > 0).sum(axis=1) >= needed])
+    return np.concatenate(kept)[:resamples]
+
+
+def refit(problem: Problem, theta: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Solve `problem` under each row of weights [resample, run], begun at theta [unknown], the fit
+    to all runs. Returns theta, float64[resample, unknown]."""
+    batch = max(1, BATCH_ELEMENTS // len(problem.log_loss))
+    parts = np.split(weights, range(batch, len(weights), batch))
+    return np.concatenate([solve(problem, np.tile(theta, (len(part), 1)), part).theta for part in parts])
+
+
+def estimate(value: float, draws: np.ndarray) -> Estimate:
+    """`value` with the percentile interval and standard deviation of its bootstrap draws [resample]."""
+    lo, hi = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    unit = float(np.abs(draws).max()) or 1.0  # factors of a law reach 1e200, whose square overflows
+    return Estimate(float(value), float(lo), float(hi), unit * float(np.std(draws / unit, ddof=1)))
+
+
+def with_intervals(fit: LawFit, law: Law, problem: Problem, draws: np.ndarray) -> LawFit:
+    """`fit` with the interval of each natural parameter from solver draws [resample, unknown]."""
+    natural = law.natural(draws, problem.centre)
+    parameters = tuple(
+        replace(parameter, interval=estimate(parameter.value, natural[:, i]))
+        for i, parameter in enumerate(fit.parameters)
+    )
+    return replace(fit, parameters=parameters)
