@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from sweep.data.cache import build_once, default_cache
 from sweep.data.corpus import Document, SourceConfig, content_digest, describe, documents
 from sweep.data.shards import FORMAT_VERSION, ShardWriter, read_header, token_dtype
 from sweep.data.split import Fate, Splitter, document_digest
+from sweep.data.synthetic import SyntheticLanguage, is_heldout
 from sweep.data.tokenizer import ByteTokenizer, Tokenizer, TokenizerConfig, load_tokenizer, train_bpe
 
 __all__ = ["CorpusFacts", "TokenizerConfig", "default_cache", "prepare", "vocabulary_size"]
@@ -235,7 +238,7 @@ def require_both_sides(source: SourceConfig, splitter: Splitter) -> None:
     train, heldout = splitter.counts["train"], splitter.counts["heldout"]
     if not train + heldout:
         raise ValueError(
-            f"the {describe(source)} have no documents: {splitter.counts['empty']} are empty. Nothing was launched."
+            f"no documents in the {describe(source)}: {splitter.counts['empty']} are empty. Nothing was launched."
         )
     if not train or not heldout:
         raise ValueError(
@@ -248,4 +251,25 @@ def require_both_sides(source: SourceConfig, splitter: Splitter) -> None:
 def write_synthetic(
     folder: Path, source: SourceConfig, heldout_fraction: float, tokens_wanted: int | None
 ) -> None:
-    raise NotImplementedError
+    """Shards of a synthetic source: whole documents until the training split has tokens_wanted."""
+    if tokens_wanted is None:
+        raise ValueError("a synthetic source has no end: tokens_wanted must say where to stop. Nothing was launched.")
+    language = SyntheticLanguage(source.vocab_size, source.seed)
+    counts = {"train": 0, "heldout": 0}
+    with ShardWriter(folder, source.vocab_size) as shards:
+        for number, tokens in enumerate(language.documents()):
+            if shards.train_tokens >= tokens_wanted and shards.heldout_tokens:
+                break
+            if is_heldout(source.seed, number, heldout_fraction):
+                shards.add_heldout(tokens, np.zeros_like(tokens))
+                counts["heldout"] += 1
+            elif shards.train_tokens < tokens_wanted:
+                shards.add_train(tokens)
+                counts["train"] += 1
+        shards.finish(
+            tokenizer_digest=hashlib.sha256(b"token ids without text").hexdigest(),
+            end_of_document=language.end_of_document,
+            entropy_rate=language.entropy_rate,
+            source=describe(source),
+            counts=counts,
+        )
