@@ -25,36 +25,40 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(seq_len: int, head_size: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32[seq_len, head_size], in the half-split layout of Llama's checkpoints."""
+    """cos and signed sin, float32[seq_len, head_size], in the half-split layout of Llama's checkpoints."""
     frequency = ROTARY_BASE ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
     angle = torch.outer(torch.arange(seq_len, dtype=torch.float64), frequency)
-    angle = torch.cat((angle, angle), dim=-1)
-    return angle.cos().float(), angle.sin().float()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=-1).float(), torch.cat((-sin, sin), dim=-1).float()
 
 
-def rotate(x_BxHxTxK: Tensor, cos_TxK: Tensor, sin_TxK: Tensor) -> Tensor:
-    """Turn each pair (k, k + K/2) of coordinates by its position's angle."""
-    low, high = x_BxHxTxK.chunk(2, dim=-1)
-    return x_BxHxTxK * cos_TxK + torch.cat((-high, low), dim=-1) * sin_TxK
+def rotate(x: Tensor, cos_TxK: Tensor, signed_sin_TxK: Tensor) -> Tensor:
+    """Turn each pair (k, k + K/2) of the last axis by its position's angle; x is [..., T, K]."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos_TxK + torch.cat((high, low), dim=-1) * signed_sin_TxK
 
 
 class Attention(nn.Module):
+    """Causal self-attention. Queries and keys are normalised and turned together, as one tensor:
+    at small widths the number of operations, not of FLOPs, is what a step costs."""
+
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         d = shape.d_model
         self.n_head, self.head_size = shape.n_head, shape.head_size
         self.qkv = nn.Linear(d, 3 * d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
-        self.q_norm = RMSNorm(shape.head_size) if shape.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(shape.head_size) if shape.qk_norm else nn.Identity()
+        self.qk_gain = nn.Parameter(torch.ones(2, shape.head_size)) if shape.qk_norm else None
 
-    def forward(self, x_BxTxD: Tensor, cos_TxK: Tensor, sin_TxK: Tensor) -> Tensor:
+    def forward(self, x_BxTxD: Tensor, cos_TxK: Tensor, signed_sin_TxK: Tensor) -> Tensor:
         batch, length, width = x_BxTxD.shape
         qkv = self.qkv(x_BxTxD).view(batch, length, 3, self.n_head, self.head_size)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        q = rotate(self.q_norm(q), cos_TxK, sin_TxK)
-        k = rotate(self.k_norm(k), cos_TxK, sin_TxK)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        qkv_3xBxHxTxK = qkv.permute(2, 0, 3, 1, 4)
+        qk, v = qkv_3xBxHxTxK[:2], qkv_3xBxHxTxK[2]
+        if self.qk_gain is not None:
+            qk = F.rms_norm(qk, (self.head_size,), None, NORM_EPS) * self.qk_gain[:, None, None, None].to(qk.dtype)
+        q, k = rotate(qk, cos_TxK, signed_sin_TxK).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -86,8 +90,8 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(shape.d_model)
         self.feed_forward = FeedForward(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, signed_sin)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -108,9 +112,9 @@ class Decoder(nn.Module):
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         if shape.tied:
             self.head.weight = self.embedding.weight
-        cos, sin = rotary_table(shape.seq_len, shape.head_size)
+        cos, signed_sin = rotary_table(shape.seq_len, shape.head_size)
         self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("signed_sin", signed_sin, persistent=False)
         counted, built = count_parameters(shape).total, sum(p.numel() for p in self.parameters())
         assert counted == built, f"{counted} parameters counted, {built} built: {shape}"
 
@@ -118,9 +122,8 @@ class Decoder(nn.Module):
         """int64[batch, length <= seq_len] to logits [batch, length, vocab]."""
         length = tokens_BxT.shape[1]
         x = self.embedding(tokens_BxT)
-        cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            x = block(x, self.cos[:length], self.signed_sin[:length])
         logits = self.head(self.norm(x))
         return logits if self.output_multiplier == 1.0 else logits * self.output_multiplier
 
