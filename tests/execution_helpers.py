@@ -11,7 +11,7 @@ from typing import Any
 
 from models.config import DecoderShape
 from sweep.execute.local import LocalExecutor
-from sweep.files import RunFolder
+from sweep.files import RunFolder, SweepFolder, write_json
 from sweep.plan.spec import DataSpec, OptimSpec, PlannedRun, RunSpec, ScheduleSpec
 
 FAKE_WORKER = (sys.executable, "-S", str(Path(__file__).with_name("fake_worker.py")))
@@ -29,6 +29,24 @@ def planned_run(seed: int = 0, *, steps: int = 20, group: str = "g", role: str =
         precision="fp32",
     )
     return PlannedRun(spec, group, role)
+
+
+def result_of(planned: PlannedRun, **changes: Any) -> dict[str, Any]:
+    """The result.json of a finished run, with these changes."""
+    return {
+        "run_id": planned.run_id, "status": "finished", "reason": None, "step": planned.spec.steps,
+        "tokens": planned.spec.tokens, "flops": planned.spec.flops, "flops_6nd": 1.5e9, "loss": 0.1 + 0.2,
+        "loss_se": 1e-17, "bits_per_byte": 1.1, "unique_tokens": 640, "epochs": 2.0, "wall_seconds": 3.25,
+        "tokens_per_second": 393.8, "device": "cpu, one thread", **changes,
+    }  # fmt: skip
+
+
+def put(folder: SweepFolder, planned: PlannedRun, result: dict[str, Any]) -> RunFolder:
+    """Lay the request and the result of a run where a worker would have."""
+    run = folder.run(planned.run_id)
+    write_json(run.spec, {"run_id": planned.run_id, "spec": planned.spec.to_json(), "execution": {}})
+    write_json(run.result, result)
+    return run
 
 
 def local(slots: int = 2) -> LocalExecutor:

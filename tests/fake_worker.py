@@ -22,7 +22,8 @@ def main():
     lock = open(folder / "worker.lock", "w")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with open(folder / "starts", "a") as starts:
-        starts.write(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ['OMP_NUM_THREADS']}\n")
+        gpu, threads = os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
+        starts.write(f"{os.getpid()} {gpu} {threads}\n")
     print("fake worker", request["run_id"], flush=True)
     parent = os.getppid()
     signal.signal(signal.SIGTERM, ask_stop)

@@ -5,28 +5,12 @@ import json
 import logging
 
 import pytest
-from execution_helpers import planned_run
+from execution_helpers import planned_run, put, result_of
 
 from models.count import count_flops, count_parameters
 from sweep.execute.ledger import COLUMNS, InvalidResult, Ledger, failure, load_result, read_result
 from sweep.execute.ledger import row, write_runs_csv
-from sweep.files import SweepFolder, write_json
-
-
-def result_of(planned, **changes):
-    return {
-        "run_id": planned.run_id, "status": "finished", "reason": None, "step": planned.spec.steps,
-        "tokens": planned.spec.tokens, "flops": planned.spec.flops, "flops_6nd": 1.5e9, "loss": 0.1 + 0.2,
-        "loss_se": 1e-17, "bits_per_byte": 1.1, "unique_tokens": 640, "epochs": 2.0, "wall_seconds": 3.25,
-        "tokens_per_second": 393.8, "device": "cpu, one thread", **changes,
-    }  # fmt: skip
-
-
-def put(folder, planned, result):
-    run = folder.run(planned.run_id)
-    write_json(run.spec, {"run_id": planned.run_id, "spec": planned.spec.to_json(), "execution": {}})
-    write_json(run.result, result)
-    return run
+from sweep.files import SweepFolder
 
 
 @pytest.fixture

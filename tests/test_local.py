@@ -7,7 +7,8 @@ from execution_helpers import FAKE_WORKER, alive, planned_run, wait_for
 
 from sweep.execute import local as module
 from sweep.execute.executor import Ended, SubmitError
-from sweep.execute.local import LocalExecutor, parse_gpu_listing, slot_environments, usable_cores, visible_gpus
+from sweep.execute.local import LocalExecutor, parse_gpu_listing, slot_environments, usable_cores
+from sweep.execute.local import visible_gpus
 from sweep.files import RunFolder, SweepFolder, write_json
 
 SLEEPER = ("sh", "-c", "sleep 60")
@@ -72,8 +73,8 @@ def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch):
     quota = tmp_path / "cpu.max"
     monkeypatch.setattr(module, "CGROUP_CPU_QUOTA", quota)
     assert usable_cores() == 16
-    for text, cores in (("max 100000", 16), ("250000 100000", 2), ("50000 100000", 1), ("9900000 100000", 16)):
-        quota.write_text(text + "\n")
+    for microseconds, cores in (("max", 16), ("250000", 2), ("50000", 1), ("9900000", 16)):
+        quota.write_text(f"{microseconds} 100000\n")
         assert usable_cores() == cores
 
 
@@ -129,6 +130,7 @@ def test_no_gpu_in_sight_is_an_error_that_says_where_it_looked():
 
 
 def test_an_end_is_told_in_words():
-    assert [str(end) for end in (Ended(3), Ended(-9), Ended(-200), Ended(None, "node lost"), Ended(None))] == [
+    ends = (Ended(3), Ended(-9), Ended(-200), Ended(None, "node lost"), Ended(None))
+    assert [str(end) for end in ends] == [
         "exit status 3", "killed by SIGKILL", "killed by signal 200", "node lost", "ended in an unknown way",
     ]  # fmt: skip
