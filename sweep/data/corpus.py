@@ -10,8 +10,10 @@ import os
 import platform
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+
+from sweep.data.options import check_kind
 
 PLAIN = (".txt", ".py")
 STRUCTURED = (".jsonl", ".jsonl.gz", ".parquet")
@@ -53,14 +55,7 @@ class SourceConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in OPTIONS:
-            raise ValueError(f"source kind {self.kind!r} is none of {', '.join(OPTIONS)}")
-        for option in fields(self)[1:]:
-            if option.name not in OPTIONS[self.kind] and getattr(self, option.name) != option.default:
-                raise ValueError(
-                    f"source kind {self.kind!r} has no use for {option.name}={getattr(self, option.name)!r}; "
-                    f"it takes {', '.join(OPTIONS[self.kind]) or 'no options'}"
-                )
+        check_kind(self, "source", OPTIONS)
         required = {"text": "path", "hf": "name", "synthetic": "vocab_size"}.get(self.kind)
         if required and not getattr(self, required):
             raise ValueError(f"source kind {self.kind!r} needs {required}; none was given")
@@ -141,7 +136,7 @@ def matching_files(pattern: str) -> list[Path]:
     for file in found:
         if not suffix(file):
             raise ValueError(
-                f"{file}: a text source reads {', '.join(PLAIN + STRUCTURED)}, not {file.suffix or 'this'!r}; "
+                f"{file}: a text source reads {', '.join(PLAIN + STRUCTURED)}, not {file.suffix!r}; "
                 f"rename the file or narrow source path {pattern!r}. Nothing was launched."
             )
     return found
@@ -185,7 +180,9 @@ def jsonl_documents(file: Path, field: str) -> Iterator[Document]:
             except ValueError as error:
                 raise ValueError(f"{where}: not JSON ({error}). Nothing was launched.") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{where}: wanted a JSON object, found {type(row).__name__}. Nothing was launched.")
+                raise ValueError(
+                    f"{where}: wanted a JSON object, found {type(row).__name__}. Nothing was launched."
+                )
             document = row_document(row, field, where)
             yield Document(document.text, document.replaced or undecodable)
 
@@ -220,7 +217,8 @@ def row_document(row: dict, field: str, where: str) -> Document:
     try:
         return Document(value.encode(), replaced=False)
     except UnicodeEncodeError:  # JSON may escape half of a surrogate pair
-        return Document(value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode(), replaced=True)
+        mended = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return Document(mended.encode(), replaced=True)
 
 
 def missing_field(field: str, where: str, present: list[str]) -> ValueError:

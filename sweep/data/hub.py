@@ -69,7 +69,8 @@ def require_hub(source: SourceConfig) -> None:
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=REACH_SECONDS).close()
+            request = urllib.request.Request(endpoint, method="HEAD")
+            urllib.request.urlopen(request, timeout=REACH_SECONDS).close()
         except urllib.error.HTTPError:
             outcome.append(None)  # an answer, if an unfriendly one
         except Exception as error:

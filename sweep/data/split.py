@@ -23,13 +23,13 @@ MULTIPLIER = 0x9E3779B97F4A7C15  # odd, 2**64 / golden ratio (Knuth, TAOCP 3, se
 
 
 class Fate(Enum):
-    """What becomes of a document."""
+    """What becomes of a document; the value is the name it is counted under."""
 
-    TRAIN = "train"
-    HELDOUT = "heldout"
+    TRAIN = "train_documents"
+    HELDOUT = "heldout_documents"
     EMPTY = "empty"
-    DUPLICATE = "duplicate"
-    BETWEEN = "between"
+    DUPLICATE = "duplicates"
+    BETWEEN = "near_both_sides"
 
 
 class Splitter:
@@ -53,13 +53,16 @@ class Splitter:
 
     Attributes:
         counts: documents by fate, plus "near_copies" (kept, on the side of what they resemble).
+
+    Raises:
+        ValueError: heldout_fraction not between 0 and 1.
     """
 
     def __init__(self, heldout_fraction: float) -> None:
         if not 0 < heldout_fraction < 1:
             raise ValueError(f"heldout_fraction must lie between 0 and 1, not {heldout_fraction}")
         self.heldout_fraction = heldout_fraction
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter({fate.value: 0 for fate in Fate} | {"near_copies": 0})
         self._digests: set[bytes] = set()
         self._bands: dict[Fate, set[int]] = {Fate.TRAIN: set(), Fate.HELDOUT: set()}
 

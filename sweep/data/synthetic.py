@@ -68,10 +68,13 @@ class SyntheticLanguage:
     def __init__(self, vocab_size: int, seed: int) -> None:
         if not MIN_VOCABULARY <= vocab_size <= MAX_VOCABULARY:
             raise ValueError(
-                f"a synthetic source needs vocab_size from {MIN_VOCABULARY} to {MAX_VOCABULARY}, not {vocab_size}"
+                f"a synthetic source needs vocab_size from {MIN_VOCABULARY} to {MAX_VOCABULARY}, "
+                f"not {vocab_size}. Nothing was launched."
             )
         if not 0 <= seed < 2**64:
-            raise ValueError(f"a synthetic source needs a seed from 0 to 2**64 - 1, not {seed}")
+            raise ValueError(
+                f"a synthetic source needs a seed from 0 to 2**64 - 1, not {seed}. Nothing was launched."
+            )
         self.seed = seed
         self.end_of_document = vocab_size - 1
         others = (1 - PAIR - REPEAT - SINGLE - END) * zipf(self.end_of_document - GUESSES)

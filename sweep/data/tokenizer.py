@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from sweep.data.options import check_kind
 from sweep.data.shards import TOKENIZER
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -40,14 +41,7 @@ class TokenizerConfig:
     end_of_document: str | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in OPTIONS:
-            raise ValueError(f"tokenizer kind {self.kind!r} is none of {', '.join(OPTIONS)}")
-        for option in fields(self)[1:]:
-            if option.name not in OPTIONS[self.kind] and getattr(self, option.name) is not None:
-                raise ValueError(
-                    f"tokenizer kind {self.kind!r} has no use for {option.name}="
-                    f"{getattr(self, option.name)!r}; it takes {', '.join(OPTIONS[self.kind]) or 'no options'}"
-                )
+        check_kind(self, "tokenizer", OPTIONS)
         if self.kind == "file" and not self.path:
             raise ValueError("tokenizer kind 'file' needs path; none was given")
         if self.kind == "bpe" and (self.vocab_size is None or self.vocab_size < 257):
@@ -83,7 +77,8 @@ class ByteTokenizer:
     digest = hashlib.sha256(b"bytes, 256 ends a document").hexdigest()
 
     def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-        return [np.append(np.frombuffer(text, dtype=np.uint8).astype(np.uint16), np.uint16(256)) for text in texts]
+        end = np.array([self.end_of_document], dtype=np.uint16)
+        return [np.concatenate([np.frombuffer(text, dtype=np.uint8), end]) for text in texts]
 
     def byte_lengths(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
         [tokens] = self.encode([text])
@@ -111,7 +106,8 @@ class FastTokenizer:
         self.digest = hashlib.sha256(identity.encode()).hexdigest()
 
     def encode(self, texts: Sequence[bytes]) -> list[np.ndarray]:
-        encodings = self.backend.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+        decoded = [text.decode() for text in texts]
+        encodings = self.backend.encode_batch_fast(decoded, add_special_tokens=False)
         return [np.array([*encoding.ids, self.end_of_document], dtype=np.uint32) for encoding in encodings]
 
     def byte_lengths(self, text: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -182,7 +178,9 @@ def load_tokenizer(config: TokenizerConfig) -> FastTokenizer:
 
     path = Path(config.path).expanduser()
     if not path.is_file():
-        raise ValueError(f"tokenizer.path {config.path!r} (from {Path.cwd()}): no such file. Nothing was launched.")
+        raise ValueError(
+            f"tokenizer.path {config.path!r} (from {Path.cwd()}): no such file. Nothing was launched."
+        )
     try:
         backend = Backend.from_file(str(path))
     except Exception as error:  # `tokenizers` raises nothing narrower

@@ -88,9 +88,10 @@ def prepare(
 
     Args:
         heldout_fraction: share of documents held out, between 0 and 1.
-        tokens_wanted: training tokens needed. An "hf" source stops there (None: at its end) and a
-            "synthetic" one too (None is refused), so it is part of what these corpora are; local
-            sources are always taken whole. Fewer may come: the caller compares `train_tokens`.
+        tokens_wanted: training tokens needed. An "hf" source stops within 4 MB of text after it has
+            them (None: at its end) and a "synthetic" one within a document (None is refused), so it is
+            part of what these corpora are; local sources are always taken whole. Where a source
+            holds fewer, fewer come: the caller compares `train_tokens`.
         cache: folder for all prepared corpora, created where missing.
         say: told what is going on, a line at a time; silent where the corpus is found.
     Raises:
@@ -137,8 +138,8 @@ def cache_key(
     spelled = dataclasses.asdict(tokenizer)
     if tokenizer.kind == "file":
         spelled = {"kind": "file", "digest": load_tokenizer(tokenizer).digest}
-    identity = json.dumps([FORMAT_VERSION, described, spelled, heldout_fraction, tokens_wanted], sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+    identity = [FORMAT_VERSION, described, spelled, heldout_fraction, tokens_wanted]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write_text(
@@ -167,7 +168,7 @@ def write_text(
                 break
             if time.monotonic() - spoken > SAY_SECONDS:
                 spoken = time.monotonic()
-                say(f"  {splitter.counts['train']} documents, {shards.train_tokens:.3g} training tokens")
+                say(f"  {shards.train_tokens:,} training tokens")
         for text in sorted(heldout, key=lambda text: document_digest(text)[8:]):
             shards.add_heldout(*tokenizer.byte_lengths(text))
         counts.update(splitter.counts)
@@ -190,8 +191,8 @@ def split_documents(
         counts["not_utf8"] += document.replaced
         fate = splitter.fate(document.text)
         if fate in (Fate.TRAIN, Fate.HELDOUT):
-            counts[f"{fate.value}_bytes"] += len(document.text)
-            counts[f"{fate.value}_characters"] += len(document.text.decode())
+            counts[f"{fate.name.lower()}_bytes"] += len(document.text)
+            counts[f"{fate.name.lower()}_characters"] += len(document.text.decode())
             yield fate, document.text
 
 
@@ -235,15 +236,16 @@ def chunks(stream: Iterable[tuple[Fate, bytes]], heldout: list[bytes]) -> Iterat
 
 def require_both_sides(source: SourceConfig, splitter: Splitter) -> None:
     """Raises ValueError where one side of the split has no document."""
-    train, heldout = splitter.counts["train"], splitter.counts["heldout"]
+    train, heldout = splitter.counts[Fate.TRAIN.value], splitter.counts[Fate.HELDOUT.value]
     if not train + heldout:
         raise ValueError(
-            f"no documents in the {describe(source)}: {splitter.counts['empty']} are empty. Nothing was launched."
+            f"the {describe(source)}: no document left to use ({splitter.counts[Fate.EMPTY.value]} are "
+            "empty). Give a source with text in it. Nothing was launched."
         )
     if not train or not heldout:
         raise ValueError(
-            f"the {describe(source)}: of {train + heldout} documents {heldout} are held out and {train} left to "
-            f"train on, with heldout_fraction={splitter.heldout_fraction}; both need one. Change "
+            f"the {describe(source)}: of {train + heldout} documents {heldout} are held out and {train} left "
+            f"to train on, with heldout_fraction={splitter.heldout_fraction}; both need one. Change "
             "heldout_fraction, or cut the corpus into more documents. Nothing was launched."
         )
 
@@ -253,19 +255,21 @@ def write_synthetic(
 ) -> None:
     """Shards of a synthetic source: whole documents until the training split has tokens_wanted."""
     if tokens_wanted is None:
-        raise ValueError("a synthetic source has no end: tokens_wanted must say where to stop. Nothing was launched.")
+        raise ValueError(
+            "a synthetic source has no end: tokens_wanted must say where to stop. Nothing was launched."
+        )
     language = SyntheticLanguage(source.vocab_size, source.seed)
-    counts = {"train": 0, "heldout": 0}
+    counts = {Fate.TRAIN.value: 0, Fate.HELDOUT.value: 0}
     with ShardWriter(folder, source.vocab_size) as shards:
         for number, tokens in enumerate(language.documents()):
             if shards.train_tokens >= tokens_wanted and shards.heldout_tokens:
                 break
             if is_heldout(source.seed, number, heldout_fraction):
                 shards.add_heldout(tokens, np.zeros_like(tokens))
-                counts["heldout"] += 1
+                counts[Fate.HELDOUT.value] += 1
             elif shards.train_tokens < tokens_wanted:
                 shards.add_train(tokens)
-                counts["train"] += 1
+                counts[Fate.TRAIN.value] += 1
         shards.finish(
             tokenizer_digest=hashlib.sha256(b"token ids without text").hexdigest(),
             end_of_document=language.end_of_document,
