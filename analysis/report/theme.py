@@ -21,19 +21,23 @@ LAWS = ("#0b62b1", "#a4570b", "#0f7a5c", "#8b3f86")
 contrast with white; in the order in which the analysis lists its laws."""
 
 _DARK = {
-    INK: "#e8eaed", MUTED: "#9aa3ad", GRID: "#343a41", PAPER: "#14171a", ACCENT: "#6db3f2", TARGET: "#ff8f5a",
-    **dict(zip(LAWS, ("#6db3f3", "#e8a23c", "#3fc79b", "#dd93d6"))),
-}  # fmt: skip
+    INK: "#e8eaed",
+    MUTED: "#9aa3ad",
+    GRID: "#343a41",
+    PAPER: "#14171a",
+    ACCENT: "#6db3f2",
+    TARGET: "#ff8f5a",
+    **dict(zip(LAWS, ("#6db3f3", "#e8a23c", "#3fc79b", "#dd93d6"), strict=True)),
+}
 
 STEPS = 12
 """Shades of the sequential scale; more budgets than this share neighbouring ones."""
 # Viridis is even in lightness for every kind of colour vision; its end that would fade into the
 # page is left out: yellow on white, dark violet on black.
-_SEQUENTIAL = [to_hex(c) for c in matplotlib.colormaps["viridis"]([i / (STEPS - 1) * 0.8 for i in range(STEPS)])]
-_SEQUENTIAL_DARK = [
-    to_hex(c) for c in matplotlib.colormaps["viridis"]([0.3 + i / (STEPS - 1) * 0.7 for i in range(STEPS)])
-]
-_DARK.update(zip(_SEQUENTIAL, _SEQUENTIAL_DARK))
+_VIRIDIS = matplotlib.colormaps["viridis"]
+_SEQUENTIAL = [to_hex(_VIRIDIS(0.8 * i / (STEPS - 1))) for i in range(STEPS)]
+_SEQUENTIAL_DARK = [to_hex(_VIRIDIS(0.3 + 0.7 * i / (STEPS - 1))) for i in range(STEPS)]
+_DARK.update(zip(_SEQUENTIAL, _SEQUENTIAL_DARK, strict=True))
 
 _VARIABLE = {light: f"--figure-{number}" for number, light in enumerate(_DARK)}
 

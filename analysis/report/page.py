@@ -8,9 +8,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import theme
-from analysis.document import compose
-from analysis.figures import draw
+from analysis.report import theme
+from analysis.report.document import compose
+from analysis.report.figures import NAMES, draw
 from analysis.values import Analysis
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -20,7 +20,7 @@ def write_report(analysis: Analysis, out: Path) -> Path:
     """Write out/index.html, out/report.md and out/figures/<name>.svg and .png; returns the page's path.
 
     The page needs no network and no other file. What was there before is replaced; the page last,
-    so that it never shows a report that is half there.
+    so that it never shows a report that is half there. Figures that are no longer drawn are removed.
 
     Raises:
         OSError: `out` cannot be written; what was written up to then stays.
@@ -29,6 +29,9 @@ def write_report(analysis: Analysis, out: Path) -> Path:
     document = compose(analysis, drawings)
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
+    for name in set(NAMES) - set(drawings):
+        for suffix in (".svg", ".png"):
+            (figures / f"{name}{suffix}").unlink(missing_ok=True)
     inline = {}
     for name, drawing in drawings.items():
         svg = theme.inline_svg(drawing.figure, name, drawing.title)
@@ -46,16 +49,23 @@ def write_report(analysis: Analysis, out: Path) -> Path:
 
 def _html() -> Environment:
     return Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
 def _markdown() -> Environment:
     """Every value is escaped for Markdown, unless `fenced` has already made it safe."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), finalize=_escape_markdown, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(TEMPLATES),
+        finalize=_escape_markdown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["fenced"] = _fenced
     return environment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from datetime import datetime
 
 NONE = "–"
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -23,6 +24,18 @@ def count(value: float | None) -> str:
             scaled = rounded / unit
             return f"{scaled:.{_decimals(scaled)}f}{suffix}"
     return f"{rounded:g}"
+
+
+def parameters(kind: str) -> str:
+    """What N counts: "non-embedding parameters"; a kind in the user's words follows in brackets."""
+    return f"{kind} parameters" if kind in ("non-embedding", "total") else f"parameters ({kind})"
+
+
+def tick_count(value: float) -> str:
+    """`count` without the zeros that only a column of numbers needs: "10k", "2.5M"."""
+    said = count(value)
+    number, suffix = (said[:-1], said[-1]) if said[-1].isalpha() else (said, "")
+    return (number.rstrip("0").rstrip(".") if "." in number else number) + suffix
 
 
 def flops(value: float | None) -> str:
@@ -99,6 +112,11 @@ def power_of_ten(value: float) -> str:
 def plural(n: int, noun: str) -> str:
     """ "1 run", "1,234 runs"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def moment(iso: str) -> str:
+    """A time in ISO 8601 to the minute, "2026-11-23 10:00"."""
+    return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M")
 
 
 def listing(items: Sequence[str], separator: str = "; ") -> str:

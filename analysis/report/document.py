@@ -1,0 +1,103 @@
+"""The report's contents in their order: Analysis -> Document, from which both formats are rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from analysis.report import headline, tables
+from analysis.report.tables import Table
+from analysis.values import Analysis
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Text to be shown letter by letter: a command, a configuration."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """`figures` are names of drawings, shown above the tables."""
+
+    title: str
+    figures: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    listings: tuple[Listing, ...] = ()
+
+
+@dataclass(frozen=True)
+class Document:
+    """`lede`: what a decision rests on, a sentence each. `problems`: what may overturn it.
+    `verdict` names the badge's class, `badge` is what it says."""
+
+    title: str
+    verdict: str
+    badge: str
+    tally: str
+    units: str
+    lede: tuple[str, ...]
+    problems: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+
+def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
+    """Everything that the report says about `analysis`; `drawn` names the figures that there are."""
+    predictions = headline.latest_predictions(analysis)[-1:]
+    sections = (
+        Section(
+            "Prediction and measurement",
+            ("loss-against-compute",),
+            (
+                tables.predictions(analysis),
+                *(tables.laws_of(prediction) for prediction in predictions),
+                *(tables.spread_of(prediction) for prediction in predictions),
+            ),
+        ),
+        Section(
+            "Compute-optimal size and data",
+            ("isoflop-curves", "optimal-allocation"),
+            (tables.budgets(analysis), tables.exponents(analysis)),
+        ),
+        Section(
+            "Fitted laws",
+            ("residuals",),
+            (tables.laws(analysis), tables.parameters(analysis), tables.entropy(analysis)),
+        ),
+        Section("Backtests", ("backtests",)),
+        Section("Runs", (), (tables.runs(analysis), tables.exclusions(analysis))),
+        _reproduction(analysis),
+    )
+    filled = (_filled(section, drawn) for section in sections)
+    return Document(
+        title=analysis.title,
+        verdict=analysis.verdict.name.lower(),
+        badge=headline.BADGES[analysis.verdict],
+        tally=headline.tally(analysis),
+        units=headline.units(analysis),
+        lede=headline.lede(analysis),
+        problems=headline.problems(analysis),
+        sections=tuple(s for s in filled if s.figures or s.tables or s.listings),
+    )
+
+
+def _filled(section: Section, drawn: Collection[str]) -> Section:
+    """The section without figures that were not drawn and tables that have no rows."""
+    return Section(
+        section.title,
+        tuple(name for name in section.figures if name in drawn),
+        tuple(table for table in section.tables if table is not None),
+        section.listings,
+    )
+
+
+def _reproduction(analysis: Analysis) -> Section:
+    """Short values in a table; commands and what has several lines letter by letter."""
+    metadata = analysis.metadata
+    long = [key for key, value in metadata.items() if key == "command" or "\n" in value or len(value) > 100]
+    short = [(key, value) for key, value in metadata.items() if key not in long]
+    listings = tuple(Listing(key, metadata[key].rstrip("\n")) for key in long)
+    versions = tables.table("Versions and data", ("|what", "|value"), short)
+    return Section("How to reproduce this", (), (versions,), listings)

@@ -1,0 +1,132 @@
+"""What a decision maker reads first: the prediction, what came of it, the verdict, and the problems."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from analysis.report import words
+from analysis.values import Analysis, Measured, Prediction, RunRow, Verdict
+
+VERDICTS = {
+    Verdict.SUPPORTED: "The data support {} extrapolation",
+    Verdict.WEAK: "The data support {} extrapolation only weakly",
+    Verdict.NOT_SUPPORTED: "The data do not support {} extrapolation",
+}
+BADGES = {
+    Verdict.SUPPORTED: "supported",
+    Verdict.WEAK: "weakly supported",
+    Verdict.NOT_SUPPORTED: "not supported",
+}
+FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished")
+
+
+def latest_predictions(analysis: Analysis) -> list[Prediction]:
+    """The last prediction made for each target, cheapest target first; the headline is the last one."""
+    by_target = {p.target: p for p in sorted(analysis.predictions, key=lambda p: p.created)}
+    return sorted(by_target.values(), key=lambda p: p.target.flops)
+
+
+def lede(analysis: Analysis) -> tuple[str, str, str]:
+    """What is predicted, what was measured, and whether the data carry it: a sentence each."""
+    predictions = latest_predictions(analysis)
+    if not predictions:
+        verdict = _verdict("an", analysis.verdict, analysis.reasons)
+        return "No target run was predicted.", _measured_range(analysis), verdict
+    prediction = predictions[-1]
+    verdict = _verdict("this", prediction.verdict, prediction.reasons)
+    return _predicted(prediction, analysis), _outcome(prediction.measured), verdict
+
+
+def problems(analysis: Analysis) -> tuple[str, ...]:
+    """The analysis' own problems, after a verdict that has changed since the prediction was made."""
+    predictions = latest_predictions(analysis)
+    if not predictions or predictions[-1].verdict is analysis.verdict:
+        return analysis.problems
+    changed = (
+        f"The prediction was made when its data were judged “{predictions[-1].verdict.value}”; the runs "
+        f"there are now are judged “{analysis.verdict.value}”{_because(analysis.reasons)}."
+    )
+    return (changed, *analysis.problems)
+
+
+def tally(analysis: Analysis) -> str:
+    """ "36 runs in the table: 32 fitted, 1 held out, 2 failed, 1 excluded"."""
+    fitted = set(analysis.runs.run_id)
+    fates = Counter(_fate(row, fitted) for row in analysis.rows)
+    parts = ", ".join(f"{fates[fate]:,} {fate}" for fate in FATES if fates[fate])
+    return f"{words.plural(len(analysis.rows), 'run')} in the table" + (f": {parts}" if parts else "")
+
+
+def units(analysis: Analysis) -> str:
+    return (
+        f"N counts {words.parameters(analysis.params_kind)}, D training tokens (repeats included), C "
+        f"training FLOPs ({analysis.flops_kind}). A loss is held-out cross-entropy in nats a token. Intervals are "
+        "90% intervals."
+    )
+
+
+def _fate(row: RunRow, fitted: set[str]) -> str:
+    if row.run_id in fitted:
+        return "fitted"
+    if row.status in ("failed", "diverged"):
+        return row.status
+    if row.role == "holdout":
+        return "held out"
+    return "excluded" if row.status == "finished" else "not finished"
+
+
+def _predicted(prediction: Prediction, analysis: Analysis) -> str:
+    target = prediction.target
+    return (
+        f"A run of {words.count(target.params)} {words.parameters(analysis.params_kind)} on "
+        f"{words.count(target.tokens)} tokens ({words.flops(target.flops)} "
+        f"FLOPs{_distance(prediction, analysis)}) is predicted to reach a loss of "
+        f"{words.loss(prediction.loss, 3)} nats a token, with a 90% interval of "
+        f"{words.loss(prediction.lo90, 3)} to {words.loss(prediction.hi90, 3)} "
+        f"(±{words.percent(prediction.half_width_pct)})."
+    )
+
+
+def _distance(prediction: Prediction, analysis: Analysis) -> str:
+    if not len(analysis.runs):
+        return ""
+    ratio = prediction.target.flops / analysis.runs.flops.max()
+    if ratio <= 1:
+        return ", no dearer than the runs fitted"
+    return f", {words.factor(ratio)} the dearest run fitted"
+
+
+def _outcome(measured: Measured | None) -> str:
+    if measured is None:
+        return "No measurement of this run is known yet, so the prediction is not scored."
+    loss = words.loss_with_error(measured.loss, measured.loss_se)
+    runs = "" if len(measured.run_ids) < 2 else f" (mean of {words.plural(len(measured.run_ids), 'run')})"
+    side = "high" if measured.error_pct > 0 else "low"
+    where = "inside" if measured.inside else "outside"
+    return (
+        f"Trained afterwards, it measured {loss}{runs}: the prediction was "
+        f"{words.percent(abs(measured.error_pct))} too {side}, and the measurement lies {where} the interval."
+    )
+
+
+def _verdict(which: str, verdict: Verdict, reasons: Iterable[str]) -> str:
+    return f"{VERDICTS[verdict].format(which)}{_because(reasons)}."
+
+
+def _because(reasons: Iterable[str]) -> str:
+    reasons = tuple(reasons)
+    return f": {words.listing(reasons)}" if reasons else ""
+
+
+def _measured_range(analysis: Analysis) -> str:
+    runs = analysis.runs
+    if not len(runs):
+        rows = words.plural(len(analysis.rows), "run")
+        return f"None of the {rows} in the table can be fitted, so there is no law."
+    cheapest, dearest = words.flops(runs.flops.min()), words.flops(runs.flops.max())
+    highest, lowest = words.loss(runs.loss.max(), 3), words.loss(runs.loss.min(), 3)
+    return (
+        f"{words.plural(len(runs), 'run')} from {cheapest} to {dearest} FLOPs measured losses from {highest} "
+        f"down to {lowest} nats a token."
+    )

@@ -1,0 +1,258 @@
+"""The tables: Analysis -> rows of words. A column that is empty in every row is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from analysis.report import words
+from analysis.values import Allocation, Analysis, Estimate, Isoflop, LawFit, Prediction, RunRow, Status
+
+ROWS_SHOWN = 300
+"""Longest table in the report. Assumption: nobody reads further down, and ten thousand rows make a
+page that a browser scrolls badly; the analysed table itself has them all."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """`text` columns are set to the left and wrap; the others are numbers, to the right."""
+
+    name: str
+    text: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def table(
+    title: str, headings: Iterable[str], rows: Iterable[tuple[str, ...]], note: str = ""
+) -> Table | None:
+    """None without rows. A heading's leading "|" marks a column of words."""
+    rows = tuple(rows)
+    columns = [Column(heading.removeprefix("|"), text=heading.startswith("|")) for heading in headings]
+    kept = [i for i in range(len(columns)) if any(row[i] not in ("", words.NONE) for row in rows)]
+    cells = tuple(tuple(row[i] for i in kept) for row in rows)
+    return Table(title, tuple(columns[i] for i in kept), cells, note) if rows else None
+
+
+# --- the prediction -------------------------------------------------------------------------------
+
+
+def predictions(analysis: Analysis) -> Table | None:
+    """Every prediction ever written for this sweep, the latest first."""
+    made = sorted(analysis.predictions, key=lambda prediction: prediction.created, reverse=True)
+    headings = ("N", "D", "C, FLOPs", "predicted", "90% interval", "±", "measured", "error", "|inside")
+    note = (
+        "A prediction is written before its run's loss is read, and is never changed afterwards. "
+        "Error: predicted over measured."
+    )
+    return table("Predictions", (*headings, "|verdict", "|made, UTC"), map(_prediction, made), note)
+
+
+def _prediction(prediction: Prediction) -> tuple[str, ...]:
+    target, measured = prediction.target, prediction.measured
+    outcome = (words.NONE,) * 3
+    if measured is not None:
+        loss = words.loss_with_error(measured.loss, measured.loss_se)
+        error = words.percent(measured.error_pct, signed=True)
+        outcome = (loss, error, _yes(measured.inside))
+    return (
+        words.count(target.params),
+        words.count(target.tokens),
+        words.flops(target.flops),
+        words.loss(prediction.loss),
+        f"[{words.loss(prediction.lo90)}, {words.loss(prediction.hi90)}]",
+        words.percent(prediction.half_width_pct),
+        *outcome,
+        prediction.verdict.value,
+        words.moment(prediction.created),
+    )
+
+
+def laws_of(prediction: Prediction) -> Table | None:
+    """What each law alone says of the target."""
+    rows = [
+        (
+            law,
+            words.loss(loss),
+            words.percent(100 * prediction.weights[law]) if law in prediction.weights else words.NONE,
+        )
+        for law, loss in prediction.by_law.items()
+    ]
+    note = f"For {words.flops(prediction.target.flops)} FLOPs. {prediction.law}"
+    return table("What each law says", ("|law", "predicted loss", "weight"), rows, note)
+
+
+def spread_of(prediction: Prediction) -> Table | None:
+    """What the interval is made of."""
+    rows = [(origin, words.percent(100 * value)) for origin, value in prediction.spread.items()]
+    return table("What the interval is made of", ("|origin", "standard deviation, % of the loss"), rows)
+
+
+# --- optimal size and data ------------------------------------------------------------------------
+
+
+def budgets(analysis: Analysis) -> Table | None:
+    """Optimal N and D of each budget, by approach 2."""
+    ordered = sorted(analysis.isoflops, key=lambda isoflop: isoflop.flops)
+    headings = ("C, FLOPs", "sizes", "optimal N", "90% interval", "optimal D", "D/N", "loss there")
+    note = f"N counts {words.parameters(analysis.params_kind)}."
+    return table("Optimum of each budget", (*headings, "|bracketed", "|remark"), map(_budget, ordered), note)
+
+
+def _budget(isoflop: Isoflop) -> tuple[str, ...]:
+    optimum = isoflop.params_opt
+    found = (words.NONE,) * 5
+    if optimum is not None:
+        found = (
+            words.count(optimum.value),
+            f"[{words.count(optimum.lo)}, {words.count(optimum.hi)}]",
+            words.count(isoflop.tokens_opt),
+            words.count(isoflop.tokens_opt / optimum.value),
+            words.loss(isoflop.loss_min),
+        )
+    sizes = str(len(set(isoflop.params.tolist())))
+    return words.flops(isoflop.flops), sizes, *found, _yes(isoflop.bracketed), isoflop.reason
+
+
+def exponents(analysis: Analysis) -> Table | None:
+    """a and b by each approach, then as published; none where none could be fitted."""
+    if not analysis.allocations:
+        return None
+    none = words.NONE
+    published = [
+        (row.who, row.approach, f"{row.a:.2f}", none, f"{row.b:.2f}", none, none, row.source)
+        for row in analysis.published
+    ]
+    headings = ("|who", "|approach", "a", "90% interval", "b", "90% interval", "points", "|remark or source")
+    rows = (*map(_exponents, analysis.allocations), *published)
+    note = f"N_opt ∝ C^a and D_opt ∝ C^b; in this analysis N counts {words.parameters(analysis.params_kind)}."
+    return table("Exponents beside published ones", headings, rows, note)
+
+
+def _exponents(allocation: Allocation) -> tuple[str, ...]:
+    values = [
+        said
+        for estimate in (allocation.a, allocation.b)
+        for said in (f"{estimate.value:.3f}", f"[{estimate.lo:.3f}, {estimate.hi:.3f}]")
+    ]
+    return (
+        "this analysis",
+        f"approach {allocation.approach}",
+        *values,
+        str(allocation.points),
+        allocation.reason,
+    )
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+def laws(analysis: Analysis) -> Table | None:
+    """How each fit ended."""
+    headings = ("|law", "|equation", "runs", "RMS residual", "starts at the optimum", "objective", "|status")
+    knees = ", ".join(dict.fromkeys(f"{fit.delta:g}" for fit in analysis.fits))
+    sources = words.listing([f"{fit.law}: {fit.source}" for fit in analysis.fits])
+    note = (
+        f"Objective: sum over the runs of Huber(log fitted − log measured loss), knee {knees}. "
+        f"N counts {words.parameters(analysis.params_kind)}. Sources: {sources}."
+    )
+    return table("Laws", headings, map(_law, analysis.fits), note)
+
+
+def _law(fit: LawFit) -> tuple[str, ...]:
+    status = (
+        fit.status.value
+        if fit.status is Status.CONVERGED
+        else f"{fit.status.value}: {words.listing([fit.reason])}"
+    )
+    starts = f"{fit.starts_at_optimum} of {fit.starts}"
+    return (
+        fit.law,
+        fit.equation,
+        str(fit.n),
+        words.percent(fit.rms_pct),
+        starts,
+        f"{fit.objective:.6g}",
+        status,
+    )
+
+
+def parameters(analysis: Analysis) -> Table | None:
+    """Every law's natural parameters."""
+    rows = [
+        (
+            fit.law,
+            parameter.name,
+            words.number(parameter.value),
+            _ends(parameter.interval),
+            words.number(parameter.interval.se if parameter.interval else None),
+            "on its bound" if parameter.at_bound else "",
+        )
+        for fit in analysis.fits
+        for parameter in fit.parameters
+    ]
+    return table(
+        "Parameters", ("|law", "|parameter", "value", "90% interval", "standard error", "|remark"), rows
+    )
+
+
+def entropy(analysis: Analysis) -> Table | None:
+    """The fitted irreducible loss beside the truth, where the corpus has a known one."""
+    check = analysis.entropy
+    if check is None:
+        return None
+    found = check.irreducible
+    row = (check.law, words.number(check.entropy_rate), words.number(found.value), _ends(found.interval))
+    headings = ("|law", "entropy rate of the corpus", "fitted E", "90% interval")
+    return table("Irreducible loss beside the truth", headings, [row], "Nats a token.")
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def runs(analysis: Analysis) -> Table | None:
+    """Every row of the analysed table, or the dearest of very many."""
+    shown = analysis.rows
+    note = f"N counts {words.parameters(analysis.params_kind)}; a loss is ± its standard error."
+    if len(shown) > ROWS_SHOWN:
+        shown = sorted(shown, key=lambda row: row.flops or 0.0, reverse=True)[:ROWS_SHOWN]
+        all_of_them = f"{len(analysis.rows):,} runs; the analysed table has them all."
+        note = f"The dearest {ROWS_SHOWN} of {all_of_them} {note}"
+    headings = ("|run", "|group", "|role", "N", "D", "C, FLOPs", "lr", "loss", "|status", "wall time")
+    return table("Every run", headings, map(_run, shown), note)
+
+
+def _run(row: RunRow) -> tuple[str, ...]:
+    return (
+        row.run_id,
+        row.group,
+        row.role,
+        words.count(row.params),
+        words.count(row.tokens),
+        words.flops(row.flops),
+        words.number(row.lr),
+        words.loss_with_error(row.loss, row.loss_se),
+        f"{row.status}: {row.reason}" if row.reason else row.status,
+        words.duration(row.wall_seconds),
+    )
+
+
+def exclusions(analysis: Analysis) -> Table | None:
+    rows = [(exclusion.run_id, exclusion.reason) for exclusion in analysis.exclusions[:ROWS_SHOWN]]
+    left = len(analysis.exclusions) > ROWS_SHOWN
+    note = f"The first {ROWS_SHOWN} of {len(analysis.exclusions):,}." if left else ""
+    return table("Not used in any fit", ("|run", "|reason"), rows, note)
+
+
+def _ends(estimate: Estimate | None) -> str:
+    return words.NONE if estimate is None else words.interval(estimate.lo, estimate.hi)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
