@@ -91,13 +91,12 @@ class RunSpec:
     @staticmethod
     def from_json(fields: dict[str, Any]) -> RunSpec:
         """Inverse of `to_json`. Raises TypeError on a missing or unknown field."""
-        nested = {
-            "shape": DecoderShape(**fields["shape"]),
-            "data": DataSpec(**fields["data"]),
-            "optim": OptimSpec(**fields["optim"]),
-            "schedule": ScheduleSpec(**fields["schedule"]),
-        }
-        return RunSpec(**{**fields, **nested})
+        parts = {"shape": DecoderShape, "data": DataSpec, "optim": OptimSpec, "schedule": ScheduleSpec}
+        nested = {name: part(**fields.get(name, {})) for name, part in parts.items()}
+        spec = RunSpec(**{**fields, **nested})
+        if spec.to_json() != fields:  # a field was left to a default that the run may not have had
+            raise TypeError(f"a field is missing from {fields}")
+        return spec
 
 
 @dataclass(frozen=True)
