@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ def compose():
     from sweep.__main__ import CONF
     from sweep.plan.schema import to_config
 
+    @lru_cache(maxsize=None)  # a composition takes a fifth of a second, and what it makes is frozen
     def composed(*overrides: str):
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             return to_config(hydra.compose("config", overrides=list(overrides)))
