@@ -48,9 +48,10 @@ def test_files_come_sorted_and_once_however_they_are_named(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / "ignored.png").write_bytes(b"\0")
-    assert texts(text_source(tmp_path)) == ["a.txt", "b.txt", "sub/c.txt"]
-    assert texts(text_source(tmp_path / "*.txt", tmp_path, tmp_path / "a.txt")) == ["a.txt", "b.txt", "sub/c.txt"]
-    assert texts(text_source(tmp_path / "**" / "*.txt")) == ["a.txt", "b.txt", "sub/c.txt"]
+    wanted = ["a.txt", "b.txt", "sub/c.txt"]
+    assert texts(text_source(tmp_path)) == wanted
+    assert texts(text_source(tmp_path / "*.txt", tmp_path, tmp_path / "a.txt")) == wanted
+    assert texts(text_source(tmp_path / "**" / "*.txt")) == wanted
 
 
 def test_standard_library_leaves_out_installed_packages(tmp_path, monkeypatch):
@@ -69,10 +70,12 @@ def test_standard_library_is_there():
 def test_what_is_not_utf8_is_replaced_and_marked(tmp_path):
     (tmp_path / "a.txt").write_bytes("größe".encode("latin-1"))
     (tmp_path / "b.txt").write_bytes("größe".encode())
-    (tmp_path / "c.jsonl").write_bytes(b'{"text": "half \\ud83d pair"}\n{"text": "\xff"}\n{"text": "\\ud83d\\ude00"}\n')
+    rows = (rb"half \ud83d pair", b"\xff", rb"\ud83d\ude00")
+    (tmp_path / "c.jsonl").write_bytes(b"".join(b'{"text": "' + row + b'"}\n' for row in rows))
     found = list(documents(text_source(tmp_path)))
     assert [document.replaced for document in found] == [True, False, True, True, False]
-    assert [document.text.decode() for document in found] == ["gr\ufffd\ufffde", "größe", "half \ufffd pair", "\ufffd", "😀"]
+    mended = ["gr\ufffd\ufffde", "größe", "half \ufffd pair", "\ufffd", "😀"]
+    assert [document.text.decode() for document in found] == mended
 
 
 def test_null_text_is_an_empty_document_and_blank_lines_are_none(tmp_path):

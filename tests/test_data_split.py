@@ -8,12 +8,14 @@ import pytest
 from sweep.data import split
 from sweep.data.split import BANDS, HASHES, ROWS, SHINGLE_BYTES, Fate, Splitter, band_keys, minhash
 
-WORDS = [f"{a}{b}" for a in ("al", "be", "ga", "de", "ep", "ze") for b in ("pha", "ta", "mma", "lta", "silon", "ro")]
+HEADS, TAILS = ("al", "be", "ga", "de", "ep", "ze"), ("pha", "ta", "mma", "lta", "silon", "ro")
+WORDS = [head + tail for head in HEADS for tail in TAILS]
 
 
 def prose(seed: int, words: int = 400) -> bytes:
     rng = np.random.default_rng(seed)
-    return " ".join(f"{WORDS[i]}{n}" for i, n in zip(rng.integers(36, size=words), rng.integers(99, size=words))).encode()
+    chosen = zip(rng.integers(36, size=words), rng.integers(99, size=words), strict=True)
+    return " ".join(f"{WORDS[word]}{number}" for word, number in chosen).encode()
 
 
 def shingles(text: bytes) -> set[bytes]:

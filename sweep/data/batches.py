@@ -112,7 +112,8 @@ def heldout_blocks(folder: Path, seq_len: int, eval_tokens: int) -> tuple[np.nda
         raise ValueError(
             f"{folder}: eval_tokens={eval_tokens} needs {eval_tokens + 1} held-out tokens; the split has "
             f"{header.heldout_tokens}. Lower eval_tokens to "
-            f"{(header.heldout_tokens - 1) // seq_len * seq_len} or less, raise heldout_fraction, or use a larger corpus. Nothing was launched."
+            f"{(header.heldout_tokens - 1) // seq_len * seq_len} or less, raise heldout_fraction, or "
+            "use a larger corpus. Nothing was launched."
         )
     tokens = read_tokens(folder, HELDOUT, header.dtype)
     token_bytes = read_tokens(folder, HELDOUT_BYTES, BYTES_DTYPE)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sweep.data.cache import build_once, default_cache
-from sweep.data.corpus import Document, SourceConfig, content_digest, describe, documents
+from sweep.data.corpus import SourceConfig, content_digest, describe, documents
 from sweep.data.shards import FORMAT_VERSION, ShardWriter, read_header, token_dtype
 from sweep.data.split import Fate, Splitter, document_digest
 from sweep.data.synthetic import SyntheticLanguage, is_heldout
@@ -156,7 +156,7 @@ def write_text(
     first of them are a fair sample.
     """
     counts: Counter[str] = Counter()
-    stream = split_documents(documents(source), splitter, counts)
+    stream = split_documents(source, splitter, counts)
     tokenizer, stream = ready_tokenizer(config, stream)
     heldout: list[bytes] = []
     with ShardWriter(folder, tokenizer.vocab_size) as shards:
@@ -184,16 +184,20 @@ def write_text(
 
 
 def split_documents(
-    stream: Iterable[Document], splitter: Splitter, counts: Counter[str]
+    source: SourceConfig, splitter: Splitter, counts: Counter[str]
 ) -> Iterator[tuple[Fate, bytes]]:
-    """Those documents that are kept, each with its side; counts what it sees."""
-    for document in stream:
+    """Those documents that are kept, each with its side; counts what it sees.
+
+    Raises ValueError where the source ends with a side empty, before a tokenizer is trained on it.
+    """
+    for document in documents(source):
         counts["not_utf8"] += document.replaced
         fate = splitter.fate(document.text)
         if fate in (Fate.TRAIN, Fate.HELDOUT):
             counts[f"{fate.name.lower()}_bytes"] += len(document.text)
             counts[f"{fate.name.lower()}_characters"] += len(document.text.decode())
             yield fate, document.text
+    require_both_sides(source, splitter)
 
 
 def ready_tokenizer(
