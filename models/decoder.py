@@ -58,7 +58,7 @@ class Attention(nn.Module):
         if self.qk_gain is not None:
             qk = F.rms_norm(qk, (self.head_size,), None, NORM_EPS) * self.qk_gain[:, None, None, None].to(qk.dtype)
         q, k = rotate(qk, cos_TxK, signed_sin_TxK).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 

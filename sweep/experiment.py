@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis import sweep as analysis
+from analysis.report import write_report
+from analysis.values import Prediction, Target
 from models.count import count_parameters
 from sweep import provenance
 from sweep.data.corpus import SourceConfig
@@ -22,7 +24,7 @@ from sweep.execute.ledger import FINAL, Ledger
 from sweep.execute.local import LocalExecutor
 from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
-from sweep.execute.progress import Progress
+from sweep.execute.progress import progress_for
 from sweep.files import SweepFolder
 from sweep.hardware import Hardware, find_hardware
 from sweep.plan.cost import Cost, least_bytes, makespan, run_cost, shapes_to_measure
@@ -86,10 +88,17 @@ class Sweep:
         place = LocalExecutor(
             self.hardware.device, self.hardware.slots // threads, executor.per_device, threads
         )
-        for outcome in execute(
-            self.folder, runs, place, self.execution, plan=self.runs, retries=executor.retries, mirror=mirror
-        ):
-            self.outcomes[outcome.run_id] = outcome
+        outcomes = execute(
+            self.folder,
+            runs,
+            place,
+            self.execution,
+            plan=self.runs,
+            retries=executor.retries,
+            progress=progress_for(),
+            mirror=mirror,
+        )
+        self.outcomes |= {outcome.run_id: outcome for outcome in outcomes}
 
     def execution(self, planned: PlannedRun) -> dict[str, Any]:
         """How this run runs: the Execution of sweep/train/train.py. A lone target gets every core."""
@@ -136,7 +145,7 @@ def run(config: SweepConfig) -> int:
     if config.plan_only:
         out.print("plan_only=true: nothing was launched.")
         return 0
-    with CoordinatorLock(folder):
+    with CoordinatorLock(folder.lock):
         if streamed:
             facts = prepare_corpus(config, tokens_needed(wanted), out)
             sweep = Sweep(config, folder, hardware, _corpus(facts, vocab_size))
@@ -264,15 +273,16 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
     fit = [costs[run.run_id].seconds for run in sweep.runs if run.run_id in costs]
     holdout = [costs[run.run_id].seconds for run in target]
     seconds = (makespan(fit, hardware.slots) if fit else 0.0) + sum(holdout)
+    bound = "at least" if any(cost.is_bound for cost in costs.values()) else "about"
     out.print(
         f"{len(sweep.runs)} runs to fit ({len(done)} done), {len(target)} to predict and check; "
-        f"{sum(run.spec.flops for run in [*sweep.runs, *target]):.2e} FLOPs; about {duration(seconds)} from here"
+        f"{sum(run.spec.flops for run in [*sweep.runs, *target]):.2e} FLOPs; {bound} {duration(seconds)} from here"
     )
     if target and config.grid.target.params is None:
         out.print("the target's size is provisional: the fit will choose it")
     if seconds > config.max_hours * 3600:
         raise Refused(
-            f"max_hours={config.max_hours:g}: the sweep would take {duration(seconds)} on this hardware. Lower the "
+            f"max_hours={config.max_hours:g}: the sweep would take {bound} {duration(seconds)} on this hardware. Lower the "
             "budgets or sizes, set grid.target.flops=null, use more hardware, or raise max_hours. Nothing was launched."
         )
     for planned in [*sweep.runs, *target]:
@@ -288,15 +298,39 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
 def train_and_analyse(sweep: Sweep, out) -> int:
     """Train what the ledger lacks, bracket the budgets, predict, train the target, score, report."""
     logger = sweep.config.logger
-    mirror = Mirror(logger.kind, logger.project, sweep.folder, sweep.config.sweep_name)
-    try:
+    with Mirror(sweep.folder, logger.kind, project=logger.project, say=out.print) as mirror:
         train_grid(sweep, mirror, out)
         train_target(sweep, mirror, out)
-        report = analysis.write_report(sweep.folder.path)
-        mirror.report(sweep.folder.report)
-    finally:
-        mirror.close()
+        report = write_analysis(sweep, out)
     return show_outcome(sweep, report, out)
+
+
+def write_analysis(sweep: Sweep, out) -> Path | None:
+    """The fits and the report; None, with the reason printed, where the runs allow no fit."""
+    sweep.write()
+    try:
+        found = analysis.analyse(sweep.folder.path)
+    except ValueError as error:
+        out.print(f"no fit, no report: {error}")
+        return None
+    for prediction in found.predictions:
+        measured = prediction.measured
+        said = (
+            f"measured {measured.loss:.4f} ± {measured.loss_se:.4f}, error {measured.error_pct:+.2f}%, "
+            f"{'inside' if measured.inside else 'outside'} the interval"
+            if measured
+            else "not measured"
+        )
+        out.print(f"prediction {describe(prediction)}: {said}")
+    return write_report(found, sweep.folder.report)
+
+
+def describe(prediction: Prediction) -> str:
+    target = prediction.target
+    return (
+        f"for N={human(target.params)} D={human(target.tokens)} C={target.flops:.3g}: {prediction.loss:.4f} nats a token, "
+        f"90% {prediction.lo90:.4f} to {prediction.hi90:.4f} ({prediction.law}; {prediction.verdict.value})"
+    )
 
 
 def train_grid(sweep: Sweep, mirror: Mirror, out) -> None:
@@ -335,35 +369,39 @@ def train_target(sweep: Sweep, mirror: Mirror, out) -> None:
     config, target = sweep.config, sweep.config.grid.target
     if target.flops is None:
         return
-    chosen = None
-    if target.params is None:
-        choice = analysis.choose_target(sweep.folder.path, target.flops)
-        out.print(f"target: {choice.reason}")
-        if choice.params is None:
-            sweep.notes.append(f"no target was trained: {choice.reason}")
-            sweep.write()
-            return
-        chosen = choice.params
-    cell = target_cell(config, sweep.corpus.vocab_size, chosen)
+    try:
+        chosen = target.params or optimal_size(sweep, target.flops, out)
+        cell = target_cell(config, sweep.corpus.vocab_size, chosen)
+        runs = plan([cell], sweep.corpus)
+        spec = runs[0].spec
+        params = count_parameters(spec.shape).non_embedding
+        wanted = Target(params=float(params), tokens=float(spec.tokens), flops=spec.flops)
+        prediction = analysis.write_prediction(sweep.folder.path, wanted)
+    except ValueError as error:
+        sweep.notes.append(f"no target was predicted or trained: {error}")
+        out.print(sweep.notes[-1])
+        return
+    out.print(f"predicted before training, {describe(prediction)}")
     sweep.add([cell])
-    spec = sweep.runs[-1].spec
-    params = count_parameters(spec.shape).non_embedding
-    prediction = analysis.write_prediction(
-        sweep.folder.path, analysis.Target(params=float(params), tokens=float(spec.tokens), flops=spec.flops)
-    )
-    out.print(
-        f"predicted before training: N={human(params)} on D={human(spec.tokens)} reaches "
-        f"{prediction.loss:.4f} nats a token, 90% interval {prediction.lo90:.4f} to {prediction.hi90:.4f} "
-        f"({prediction.law}; {prediction.verdict})"
-    )
     sweep.settle_from_ledger()
     if sweep.pending():
         sweep.execute(sweep.pending(), mirror)
-    analysis.score(sweep.folder.path)
 
 
-def show_outcome(sweep: Sweep, report: Path, out) -> int:
-    """Print what failed, the prediction beside the measurement, and where the report is."""
+def optimal_size(sweep: Sweep, flops: float, out) -> float:
+    """The fitted compute-optimal N at `flops`. Raises ValueError where the runs name none."""
+    choice = analysis.choose_target(sweep.folder.path, flops)
+    if choice.params is None:
+        raise ValueError(choice.reason)
+    out.print(
+        f"optimum at {flops:.3g} FLOPs: N={human(choice.params)} (90% {human(choice.lo)} to {human(choice.hi)})"
+        + (f"; {choice.reason}" if choice.reason else "")
+    )
+    return choice.params
+
+
+def show_outcome(sweep: Sweep, report: Path | None, out) -> int:
+    """Print what failed and where the report is; return the exit status."""
     by_status = Counter(outcome.status for outcome in sweep.outcomes.values())
     trained = sum(outcome.attempts > 0 for outcome in sweep.outcomes.values())
     out.print(f"{', '.join(f'{count} {status}' for status, count in by_status.items())}; {trained} trained by this command")
@@ -372,7 +410,7 @@ def show_outcome(sweep: Sweep, report: Path, out) -> int:
         if outcome is None or outcome.status != "finished":
             said = f"{outcome.status}: {outcome.reason}" if outcome else "not run"
             out.print(f"  {run.run_id} {run.group} N={human(count_parameters(run.spec.shape).non_embedding)} {said}")
-    for line in analysis.summary(sweep.folder.path):
-        out.print(line)
-    out.print(f"report: {report}")
-    return 1 if by_status["failed"] or len(sweep.outcomes) < len({run.run_id for run in sweep.runs}) else 0
+    if report is not None:
+        out.print(f"report: {report}")
+    unfinished = len(sweep.outcomes) < len({run.run_id for run in sweep.runs})
+    return 1 if by_status["failed"] or unfinished or report is None else 0

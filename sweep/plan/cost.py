@@ -17,18 +17,20 @@ BYTES_PER_PARAMETER = 16
 
 @dataclass(frozen=True)
 class Timing:
-    """One measured shape: seconds and peak bytes of an update on a batch of this many tokens."""
+    """One measured shape: seconds and peak bytes of an update on a batch of this many tokens.
+    is_bound: nothing was run, and these are the least that it can take."""
 
     flops_per_token: float
     batch_tokens: int
     seconds_per_step: float
     evaluation_seconds_per_token: float
     peak_bytes: int
+    is_bound: bool = False
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the measuring process found. startup_seconds: from its start to its first update."""
+    """What the measuring process found. startup_seconds: from its start until torch computed."""
 
     startup_seconds: float
     device: str
@@ -37,10 +39,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Cost:
-    """One run: wall seconds in its slot, peak bytes."""
+    """One run: wall seconds in its slot, peak bytes. is_bound: at least so much."""
 
     seconds: float
     peak_bytes: float
+    is_bound: bool
 
 
 def shapes_to_measure(runs: Sequence[PlannedRun], most: int = 5) -> list[RunSpec]:
@@ -66,7 +69,8 @@ def run_cost(spec: RunSpec, measured: Measurement, evaluations: int) -> Cost:
     timings = measured.timings
     work = np.log([t.flops_per_token * t.batch_tokens for t in timings])
     here = np.log(spec.flops / spec.steps)
-    rate = np.exp(np.interp(here, work, np.log([t.flops_per_token * t.batch_tokens / t.seconds_per_step for t in timings])))
+    speed = [t.flops_per_token * t.batch_tokens / t.seconds_per_step for t in timings]
+    rate = np.exp(np.interp(here, work, np.log(speed)))
     per_token = training_flops_per_token(spec.shape)
     evaluating = np.exp(
         np.interp(
@@ -77,7 +81,8 @@ def run_cost(spec: RunSpec, measured: Measurement, evaluations: int) -> Cost:
     )
     seconds = measured.startup_seconds + spec.flops / rate + (evaluations + 1) * spec.data.eval_tokens * evaluating
     peak = np.exp(np.interp(here, work, np.log([t.peak_bytes for t in timings])))
-    return Cost(float(seconds), max(float(peak), least_bytes(spec)))
+    is_bound = any(t.is_bound for t in timings)
+    return Cost(float(seconds), max(float(peak), least_bytes(spec)), is_bound)
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from models.config import DecoderShape
 from models.count import count_parameters, training_flops_per_token
@@ -125,8 +126,16 @@ def _seeds(config: SweepConfig) -> list[int]:
 AXES = ("params", "tokens", "flops")
 
 
+def _dotted(over: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`over` by dotted key. On the command line grid.over.optim.lr=[...] makes nested mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in over.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
-    over: Mapping[str, Sequence] = config.grid.over
+    over = _dotted(config.grid.over)
     for key, values in over.items():
         if not isinstance(values, (list, tuple)) or not values:
             raise ConfigError(f"grid.over: {key}: a list with a value or more is wanted, found {values!r}")
@@ -134,6 +143,9 @@ def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
         point = dict(zip(over, values))
         axes = {axis: point.pop(axis, getattr(config.grid, axis)) for axis in AXES}
         varied = with_values(config, point)
+        for axis, value in axes.items():
+            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ConfigError(f"grid.over: {axis}: {value!r} is not a positive number")
         if (axes["tokens"] is None) == (axes["flops"] is None):
             raise ConfigError("grid: give tokens or flops (grid.tokens=..., or a list under grid.over), not both")
         if axes["params"] is None:

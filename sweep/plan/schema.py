@@ -196,7 +196,7 @@ class ExecutorConfig:
 @dataclass(frozen=True)
 class LoggerConfig:
     kind: str  # auto | wandb | none
-    project: str = ""
+    project: str = "scaling-sweep"
 
 
 GRIDS = {"isoflop": IsoflopGrid, "ladder": LadderGrid, "product": ProductGrid}
@@ -266,10 +266,9 @@ def to_config(composed: DictConfig) -> SweepConfig:
     """
     try:
         OmegaConf.resolve(composed)
-        schema = OmegaConf.structured(SweepConfig)
-        OmegaConf.set_readonly(schema, False)
-        schema.data = OmegaConf.structured(_variant(composed, "data", DATA))
-        schema.grid = OmegaConf.structured(_variant(composed, "grid", GRIDS))
+        schema = _writable(SweepConfig)
+        schema.data = _writable(_variant(composed, "data", DATA))
+        schema.grid = _writable(_variant(composed, "grid", GRIDS))
         merged = OmegaConf.merge(schema, composed)
         missing = OmegaConf.missing_keys(merged)
         if missing:
@@ -280,6 +279,15 @@ def to_config(composed: DictConfig) -> SweepConfig:
         raise ConfigError(f"{key}: {str(error.msg or error).splitlines()[0]}") from error
     check(config)
     return config
+
+
+def _writable(kind: type) -> DictConfig:
+    """The dataclass as an OmegaConf schema; its being frozen must not stop the merge into it."""
+    schema = OmegaConf.structured(kind)
+    for node in [schema, *(schema._get_node(key) for key in schema)]:
+        if isinstance(node, DictConfig):
+            OmegaConf.set_readonly(node, False)
+    return schema
 
 
 def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> type:

@@ -14,31 +14,56 @@ from dataclasses import asdict
 
 STARTED = time.time()
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402  (its import is part of what is measured)
 
 from models.count import training_flops_per_token  # noqa: E402
-from sweep.plan.cost import Timing  # noqa: E402
+from sweep.plan.cost import Timing, least_bytes  # noqa: E402
 from sweep.plan.spec import RunSpec  # noqa: E402
 from sweep.train.train import Execution, build_learner, device_name, peak_bytes  # noqa: E402
 from sweep.train.evaluate import evaluate  # noqa: E402
 
 WARMUP_STEPS = 2  # assumption: allocations and lazy initialisation are over after two updates
 ENOUGH_SECONDS = 0.5  # assumption: averages over scheduling noise, and five shapes take seconds
-ENOUGH_STEPS = 50
+MOST_STEPS = 50
+MOST_STEP_SECONDS = 5.0  # assumption: a plan whose steps take longer is refused on sight, so a bound will do
 
 
 def main() -> None:
     request = json.load(sys.stdin)
     execution = Execution(**request["execution"])
     torch.set_num_threads(execution.threads)
-    specs = [RunSpec.from_json(spec) for spec in request["specs"]]
-    startup = None
-    timings = []
-    for spec in specs:
-        timings.append(asdict(measure(spec, execution)))
-        startup = startup or time.time() - STARTED - ENOUGH_SECONDS
+    peak = matmul_flops_per_second(execution.device)
+    startup, timings = time.time() - STARTED, []
+    for spec in (RunSpec.from_json(spec) for spec in request["specs"]):
+        too_long = spec.flops / spec.steps / peak > MOST_STEP_SECONDS
+        timings.append(asdict(bound(spec, peak) if too_long else measure(spec, execution)))
     answer = {"startup_seconds": startup, "device": device_name(execution.device), "timings": timings}
     print(json.dumps(answer))
+
+
+def matmul_flops_per_second(device: str, size: int = 1024) -> float:
+    """FLOP/s of a float32 square matrix product here: a speed that no run exceeds on a CPU."""
+    a = torch.ones(size, size, device=device)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        torch.mm(a, a).sum().item()
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * size**3 / min(seconds)
+
+
+def bound(spec: RunSpec, peak: float) -> Timing:
+    """The least that an update can take at `peak` FLOP/s, for shapes too slow to try."""
+    per_token = training_flops_per_token(spec.shape)
+    return Timing(
+        flops_per_token=per_token,
+        batch_tokens=spec.batch_tokens,
+        seconds_per_step=per_token * spec.batch_tokens / peak,
+        evaluation_seconds_per_token=per_token / 3 / peak,
+        peak_bytes=int(least_bytes(spec)),
+        is_bound=True,
+    )
 
 
 def measure(spec: RunSpec, execution: Execution) -> Timing:
@@ -51,29 +76,25 @@ def measure(spec: RunSpec, execution: Execution) -> Timing:
     on_device = tokens.to(learner.device)
     for _ in range(WARMUP_STEPS):
         learner.update(0, on_device)
-    _wait(learner.device)
     started, steps = time.perf_counter(), 0
-    while steps < ENOUGH_STEPS and time.perf_counter() - started < ENOUGH_SECONDS:
-        learner.update(0, on_device)
-        _wait(learner.device)
+    while steps < MOST_STEPS and time.perf_counter() - started < ENOUGH_SECONDS:
+        loss, _ = learner.update(0, on_device)
+        loss.item()  # waits for the device
         steps += 1
     elapsed = time.perf_counter() - started
-    blocks = tokens.numpy()
+    blocks = tokens.repeat(-(-execution.micro_batch_sequences // len(tokens)), 1).numpy()
     started = time.perf_counter()
-    evaluate(learner.forward, blocks, blocks[:, 1:].sum(axis=1) + 1, execution.micro_batch_sequences, learner.autocast)
+    evaluate(
+        learner.forward, blocks, np.ones(len(blocks)), execution.micro_batch_sequences, learner.autocast
+    )
     evaluation = time.perf_counter() - started
     return Timing(
         flops_per_token=training_flops_per_token(spec.shape),
         batch_tokens=spec.batch_tokens,
         seconds_per_step=elapsed / steps,
-        evaluation_seconds_per_token=evaluation / spec.batch_tokens,
+        evaluation_seconds_per_token=evaluation / (len(blocks) * spec.shape.seq_len),
         peak_bytes=peak_bytes(execution.device),
     )
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":
