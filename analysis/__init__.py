@@ -1,1 +1,1 @@
-"""Everything that spends no compute: a table of runs -> fit -> backtest -> predict -> report."""
+"""From any table of runs to a scaling law, a prediction and how far to trust it."""

@@ -16,8 +16,14 @@ KNEES = (64.0, 16.0, 4.0, 1.0)
 """Multiples of the knee that are solved in turn. A soft knee is nearly least squares, smooth and
 with one valley; each solution starts the next. Assumption: factors of 4 follow the path."""
 
-ITERATIONS = 200
-"""At the last knee. Assumption: the 240 Chinchilla points take 30."""
+ITERATIONS, ITERATIONS_SOFT = 200, 8
+"""At most at the last knee, and at each softer one. Assumption: the 240 Chinchilla points take 30."""
+
+EXACT = 1e-13
+"""Relative gain below which a step counts as stalled: a few digits above rounding."""
+
+STALLED = 8
+"""Stalled steps in a row that end a solve; each raises the damping 5-fold. Assumption."""
 
 STATIONARY = 1e-5
 """Largest cosine-like scaled gradient that counts as an optimum; see `_scaled_gradient`."""
@@ -78,18 +84,21 @@ def as_problem(law: Law, runs: Runs, delta: float = DELTA) -> Problem:
     return Problem(law, log_variables - centre, np.log(columns["loss"]), centre, lower, upper, delta)
 
 
-def solve(problem: Problem, theta: np.ndarray, weights: np.ndarray) -> Solution:
+def solve(
+    problem: Problem, theta: np.ndarray, weights: np.ndarray, knees: tuple[float, ...] = KNEES
+) -> Solution:
     """Minimise sum_i w_i Huber(log L_fit(i) - log L_i) from each start, from soft knee to hard.
 
     Args:
         theta: float64[batch, unknown], starts; weights: float64[batch, run] or [run], 0 or more.
+        knees: multiples of the knee to solve in turn, ending in 1.
     Returns:
         Solution, in the order of the starts.
     """
     theta = np.clip(theta, problem.lower, problem.upper)
     weights = np.broadcast_to(weights, (len(theta), len(problem.log_loss)))
-    for knee in KNEES:
-        iterations = ITERATIONS if knee == KNEES[-1] else 8
+    for knee in knees:
+        iterations = ITERATIONS if knee == knees[-1] else ITERATIONS_SOFT
         theta = _levenberg_marquardt(problem, theta, weights, knee * problem.delta, iterations)
     objective, gradient, curvature, _ = _derivatives(problem, theta, weights, problem.delta)
     return Solution(theta, objective, _scaled_gradient(problem, theta, objective, gradient, curvature))
@@ -147,8 +156,8 @@ def _levenberg_marquardt(
         better = lowest < objective
         theta[active[better]] = np.stack(tried)[choice, np.arange(len(here))][better]
         gained = np.where(better, objective - lowest, 0.0)
-        stalled[active] = np.where(gained > 1e-13 * objective, 0, stalled[active] + 1)
-        active = active[stalled[active] < 8]
+        stalled[active] = np.where(gained > EXACT * objective, 0, stalled[active] + 1)
+        active = active[stalled[active] < STALLED]
         if not len(active):
             break
     return theta

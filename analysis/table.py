@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from collections import Counter
@@ -70,7 +71,8 @@ class Holdout:
 @dataclass(frozen=True, eq=False)
 class Table:
     """What was read. `params_kind` and `flops_kind` say what N and C count; `columns` is what each
-    meaning was read from; `notes` say what was derived."""
+    meaning was read from; `notes` say what was derived. `digest` is the SHA-256 of (run_id, status,
+    loss) of all rows that are no holdout, sorted: what any fit of this table rests on."""
 
     path: Path
     runs: Runs
@@ -81,6 +83,7 @@ class Table:
     params_kind: str
     flops_kind: str
     notes: tuple[str, ...]
+    digest: str
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rules = Rules()) -> Table:
@@ -139,23 +142,49 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
         params_kind=_params_kind(found["params"]),
         flops_kind="6·N·D" if "flops" not in found else f"column {found['flops']}",
         notes=reader.notes(),
+        digest=reader.digest(),
     )
 
 
-def read_holdout_losses(table: Table) -> dict[str, tuple[float, float | None]]:
-    """{run_id: (loss, loss_se or None)} of the finished holdouts: to be read once the predictions
-    are written, and never before."""
+def read_holdout_losses(table: Table, run_ids: set[str]) -> dict[str, tuple[float, float | None]]:
+    """{run_id: (loss, loss_se or None)} of those of `run_ids` that are finished holdouts with a
+    finite loss: to be read once their predictions are written, and never before."""
     records = read_records(table.path)
     ids = _run_ids(records, table.columns)
-    finished = {holdout.run_id for holdout in table.holdouts if holdout.finished}
+    finished = {holdout.run_id for holdout in table.holdouts if holdout.finished} & run_ids
     reader = _Reader(table.path, records, table.columns, ids)
     losses = {}
     for i, run_id in enumerate(ids):
-        if run_id in finished:
-            loss = reader.number(i, "loss")
-            if loss is not None and math.isfinite(loss):
-                losses[run_id] = (loss, reader.number(i, "loss_se"))
+        loss = reader.number(i, "loss") if run_id in finished else None
+        if loss is not None and math.isfinite(loss):
+            losses[run_id] = (loss, reader.number(i, "loss_se"))
     return losses
+
+
+def as_runs(
+    params: np.ndarray,
+    tokens: np.ndarray,
+    loss: np.ndarray,
+    *,
+    flops: np.ndarray | None = None,
+    cluster: Sequence[str] | None = None,
+    group: Sequence[str] | None = None,
+) -> Runs:
+    """Runs from arrays [run]; flops are 6·N·D and clusters the sizes where they are not given.
+
+    Raises ValueError: unequal lengths.
+    """
+    columns = [np.asarray(column, dtype=np.float64) for column in (params, tokens, loss)]
+    columns.insert(2, 6 * columns[0] * columns[1] if flops is None else np.asarray(flops, dtype=np.float64))
+    count = len(columns[0])
+    labels = [
+        tuple(f"row {i + 1}" for i in range(count)),
+        tuple(group) if group is not None else ("",) * count,
+        tuple(cluster) if cluster is not None else tuple(f"N={size:.10g}" for size in columns[0]),
+    ]
+    if {len(column) for column in (*columns, *labels)} != {count}:
+        raise ValueError(f"columns of unequal lengths: {[len(column) for column in (*columns, *labels)]}")
+    return Runs(*labels, *columns, np.full(count, np.nan))
 
 
 def read_records(path: Path) -> list[dict[str, str]]:
@@ -282,6 +311,11 @@ class _Reader:
     def cluster(self, i: int) -> str:
         """The table's own label, or the size."""
         return self.text(i, "cluster") or f"N={self.number(i, 'params'):.10g}"
+
+    def digest(self) -> str:
+        fitted = [i for i in range(len(self.records)) if not HOLDOUT_WORDS[self.text(i, "role").lower()]]
+        content = sorted([self.ids[i], self.text(i, "status"), self.text(i, "loss")] for i in fitted)
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def notes(self) -> tuple[str, ...]:
         notes = []

@@ -1,0 +1,208 @@
+"""From runs to the loss of a run that nobody has made yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import numpy as np
+
+from analysis.allocate import (
+    CostRule,
+    by_envelope,
+    by_isoflops,
+    by_surface,
+    cost_rule,
+    envelope,
+    isoflops,
+    optimal_log_params,
+)
+from analysis.ensemble import Member, fit_members, forecast
+from analysis.fit import as_problem, fit_law
+from analysis.laws import COMPUTE
+from analysis.resample import RESAMPLES, cluster_weights, refit, with_intervals
+from analysis.rollout import Calibration, calibrate, roll
+from analysis.values import (
+    LEVEL,
+    Allocation,
+    BacktestRow,
+    Envelope,
+    Frontier,
+    Isoflop,
+    LawFit,
+    Prediction,
+    Runs,
+    Skipped,
+    Target,
+)
+from analysis.verdict import Evidence, judge
+
+FEWEST_BUDGETS = 4
+"""Points that L(C) is fitted to: its three unknowns and one over."""
+
+NEAR_OPTIMUM = 2.0
+"""L(C) speaks of compute-optimal runs: it is asked of targets within this factor of the optimal N,
+where the loss is within about 1% of the least. Assumption, from published isoFLOP curves."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """All that a prediction is made of. `compute` is L(C) along the compute-optimal points."""
+
+    runs: Runs
+    members: tuple[Member, ...]
+    calibration: Calibration
+    backtests: tuple[BacktestRow, ...]
+    cost: CostRule
+    isoflops: tuple[Isoflop, ...]
+    envelope: Envelope
+    allocations: tuple[Allocation, ...]
+    compute: LawFit | None
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def fits(self) -> tuple[LawFit, ...]:
+        return (*(member.fit for member in self.members), *((self.compute,) if self.compute else ()))
+
+
+def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
+    """Fit, resample, roll out, and find the optima.
+
+    Raises ValueError: too few distinct runs for any law of (N, D), saying how many are needed.
+    """
+    if not len(runs):
+        raise ValueError("no run is left to fit: every row was excluded (see the exclusions). Nothing was fitted.")
+    members, skipped = fit_members(runs, resamples=resamples)
+    if not members:
+        raise ValueError(" ".join(item.reason for item in skipped[:1]))
+    calibration, backtests = calibrate(roll(runs))
+    cost = cost_rule(runs)
+    curves, draws, no_curves = isoflops(runs, cost)
+    compute = _along_optimum(runs, curves)
+    found = (
+        by_envelope(runs),
+        by_isoflops(curves, draws, cost),
+        next((by_surface(m, cost, runs) for m in members if m.law.name == "separable"), None),
+    )
+    missing = tuple(item for item in (*found, compute) if isinstance(item, Skipped))
+    return Model(
+        runs=runs,
+        members=members,
+        calibration=calibration,
+        backtests=backtests,
+        cost=cost,
+        isoflops=curves,
+        envelope=envelope(runs),
+        allocations=tuple(item for item in found if isinstance(item, Allocation)),
+        compute=compute if isinstance(compute, LawFit) else None,
+        skipped=(*skipped, *no_curves, *missing),
+    )
+
+
+def predict(known: Model, target: Target, digest: str, created: str | None = None) -> Prediction:
+    """The loss of a new run at `target`, its 90% interval, and whether the data carry it that far."""
+    said = forecast(
+        known.members, known.calibration.weights, np.array([target.params]), np.array([target.tokens])
+    )
+    log_loss, half = float(said.log_loss[0]), float(known.calibration.half_width(said)[0])
+    by_law = {name: float(np.exp(value[0])) for name, value in said.by_law.items()}
+    optimum = float(np.exp(optimal_draws(known, np.array([target.flops]))[0, 0]))
+    if known.compute and 1 / NEAR_OPTIMUM < target.params / optimum < NEAR_OPTIMUM:
+        by_law["compute"] = float(COMPUTE.loss_at(known.compute.values, flops=target.flops))
+    names = [member.law.name for member in known.members]
+    total = sum(known.calibration.weights[name] for name in names)
+    weights = {name: known.calibration.weights[name] / total for name in names}
+    evidence = Evidence(
+        runs=known.runs,
+        fits={member.law.name: member.fit for member in known.members},
+        weights=weights,
+        by_law=by_law,
+        loss=float(np.exp(log_loss)),
+        half_width=half,
+        scale=known.calibration.scale,
+        backtests=known.backtests,
+        isoflops=known.isoflops,
+        target=target,
+    )
+    verdict, reasons = judge(evidence)
+    scale = known.calibration.scale
+    return Prediction(
+        target=target,
+        law=" + ".join(f"{weights[name]:.2f} {name}" for name in names),
+        loss=float(np.exp(log_loss)),
+        lo90=float(np.exp(log_loss - half)),
+        hi90=float(np.exp(log_loss + half)),
+        by_law=by_law,
+        weights=weights,
+        spread={
+            "parameters": float(np.sqrt(said.parameters[0])),
+            "laws": float(np.sqrt(said.laws[0])),
+            "noise": float(np.sqrt(said.noise)),
+            "rollouts": float(np.sqrt(max(scale - 1, 0.0) * said.variance[0])),
+        },
+        ledger_digest=digest,
+        created=created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        verdict=verdict,
+        reasons=reasons,
+    )
+
+
+def optimal_draws(known: Model, flops: np.ndarray) -> np.ndarray:
+    """log of the compute-optimal N at each budget: row 0 the estimate, the others resamples;
+    float64[1 + resample, budget]. The laws are averaged in log N by their weights."""
+    share = np.array([known.calibration.weights[m.law.name] for m in known.members])
+    each = [
+        optimal_log_params(member, np.vstack([member.theta, member.draws]), known.cost, flops)
+        for member in known.members
+    ]
+    return sum(w * rows for w, rows in zip(share / share.sum(), each, strict=True))
+
+
+def optimal_range(known: Model, flops: float) -> tuple[float, float, float]:
+    """(N_opt, lo, hi): the 90% range over resamples, widened to hold what each law says alone."""
+    at = np.array([flops])
+    draws = optimal_draws(known, at)[:, 0]
+    alone = [optimal_log_params(m, m.theta[None], known.cost, at)[0, 0] for m in known.members]
+    lo, hi = np.quantile(draws[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(np.exp(draws[0])), float(np.exp(min(lo, *alone))), float(np.exp(max(hi, *alone)))
+
+
+def optimal_target(known: Model, flops: float) -> Target:
+    """The compute-optimal run at a budget."""
+    params = float(np.exp(optimal_draws(known, np.array([flops]))[0, 0]))
+    return Target(params, float(known.cost.tokens(np.array(flops), np.array(params))), flops)
+
+
+def frontier(known: Model, dearest: float, points: int = 60) -> Frontier:
+    """The loss at the optimal N and D from the cheapest run's cost to `dearest` FLOPs."""
+    flops = np.geomspace(known.runs.flops.min(), dearest, points)
+    params = np.exp(optimal_draws(known, flops)[0])
+    tokens = known.cost.tokens(flops, params)
+    said = forecast(known.members, known.calibration.weights, params, tokens)
+    half = known.calibration.half_width(said)
+    loss, lo, hi = (np.exp(said.log_loss + shift) for shift in (0.0, -half, half))
+    return Frontier(flops, params, tokens, loss, lo, hi)
+
+
+def _along_optimum(runs: Runs, curves: Sequence[Isoflop]) -> LawFit | Skipped:
+    """L(C) through the bracketed minima, or where the runs form no budgets, through the envelope."""
+    good = [curve for curve in curves if curve.bracketed]
+    if curves and len(good) < FEWEST_BUDGETS:
+        return Skipped("law 'compute'", f"it needs {FEWEST_BUDGETS} bracketed isoFLOP curves; there are {len(good)}")
+    if curves:
+        names = tuple(curve.group for curve in good)
+        columns = [[getattr(curve, name) for curve in good] for name in ("tokens_opt", "flops", "loss_min")]
+        params = [curve.params_opt.value for curve in good]
+    else:
+        edge = envelope(runs)
+        names, params, columns = edge.run_ids, edge.params, [edge.tokens, edge.flops, edge.loss]
+    tokens, flops, loss = (np.array(column) for column in columns)
+    points = Runs(names, names, names, np.array(params), tokens, flops, loss, np.full(len(loss), np.nan))
+    try:
+        fit, theta = fit_law(COMPUTE, points)
+    except ValueError as error:
+        return Skipped("law 'compute'", str(error))
+    problem = as_problem(COMPUTE, points)
+    draws = refit(problem, theta, cluster_weights(points, len(COMPUTE.unknowns)))
+    return with_intervals(fit, COMPUTE, problem, draws)

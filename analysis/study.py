@@ -1,0 +1,177 @@
+"""Table + model + predictions -> Analysis: the one value that the report renders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from analysis.predict import Model, frontier, optimal_target, predict
+from analysis.published import PUBLISHED
+from analysis.table import Table, read_holdout_losses
+from analysis.values import Analysis, EntropyCheck, Measured, Prediction, RunRow, Status, Target
+
+SAME_RUN = 1e-6
+"""Relative difference in N and D within which a holdout is the predicted run: counts printed to
+seven digits still match."""
+
+DEFAULT_EXTRAPOLATION = 10.0
+"""Times the dearest run's FLOPs: how far the verdict looks where no target is named. Assumption."""
+
+MISFIT_OF_COST = 0.05
+"""Relative misfit of FLOPs a token as a function of N that is worth a warning. Assumption."""
+
+Losses = Mapping[str, tuple[float, float | None]]
+
+
+def is_target(target: Target, params: float, tokens: float) -> bool:
+    return bool(np.isclose(params, target.params, rtol=SAME_RUN) and np.isclose(tokens, target.tokens, rtol=SAME_RUN))
+
+
+def losses_of_predicted(table: Table, predictions: Sequence[Prediction]) -> dict[str, tuple[float, float | None]]:
+    """Losses of the finished holdouts that a prediction was made for, and of no others."""
+    predicted = {
+        holdout.run_id
+        for holdout in table.holdouts
+        if any(is_target(p.target, holdout.params, holdout.tokens) for p in predictions)
+    }
+    return read_holdout_losses(table, predicted) if predicted else {}
+
+
+def measure(prediction: Prediction, table: Table, losses: Losses) -> Prediction:
+    """`prediction` with what its target came to: the mean over the holdouts of its N and D.
+
+    Args:
+        losses: of finished holdouts, by run_id (table.read_holdout_losses).
+    """
+    found = [
+        holdout.run_id
+        for holdout in table.holdouts
+        if holdout.run_id in losses and is_target(prediction.target, holdout.params, holdout.tokens)
+    ]
+    if not found:
+        return prediction
+    values = np.array([losses[run_id][0] for run_id in found])
+    errors = [losses[run_id][1] for run_id in found]
+    loss = float(values.mean())
+    if len(values) > 1:
+        error = float(values.std(ddof=1) / np.sqrt(len(values)))
+    else:
+        error = errors[0]
+    measured = Measured(
+        loss=loss,
+        loss_se=error,
+        error_pct=100 * (prediction.loss - loss) / loss,
+        inside=bool(prediction.lo90 <= loss <= prediction.hi90),
+        run_ids=tuple(found),
+    )
+    return replace(prediction, measured=measured)
+
+
+def study(
+    table: Table,
+    known: Model,
+    predictions: Sequence[Prediction],
+    losses: Losses,
+    *,
+    title: str,
+    metadata: Mapping[str, str] | None = None,
+    entropy_rate: float | None = None,
+) -> Analysis:
+    """Put everything together.
+
+    Without predictions the verdict is on the compute-optimal run at 10x the dearest one's FLOPs.
+    `losses` are those of holdouts whose predictions are written, shown in the rows.
+    """
+    dearest = max([DEFAULT_EXTRAPOLATION * float(known.runs.flops.max()), *(p.target.flops for p in predictions)])
+    judged = predictions[-1] if predictions else predict(known, optimal_target(known, dearest), table.digest)
+    entropy = _entropy(known, entropy_rate)
+    return Analysis(
+        title=title,
+        params_kind=table.params_kind,
+        flops_kind=table.flops_kind,
+        runs=table.runs,
+        rows=tuple(_with_loss(row, losses) for row in table.rows),
+        exclusions=table.exclusions,
+        fits=known.fits,
+        isoflops=known.isoflops,
+        envelope=known.envelope,
+        allocations=known.allocations,
+        published=PUBLISHED,
+        frontier=frontier(known, dearest),
+        backtests=known.backtests,
+        predictions=tuple(predictions),
+        verdict=judged.verdict,
+        reasons=judged.reasons,
+        skipped=known.skipped,
+        problems=_problems(table, known, predictions, entropy),
+        entropy=entropy,
+        metadata=dict(metadata or {}),
+    )
+
+
+def _with_loss(row: RunRow, losses: Losses) -> RunRow:
+    if row.run_id not in losses:
+        return row
+    loss, loss_se = losses[row.run_id]
+    return replace(row, loss=loss, loss_se=loss_se)
+
+
+def _entropy(known: Model, entropy_rate: float | None) -> EntropyCheck | None:
+    if entropy_rate is None:
+        return None
+    member = max(known.members, key=lambda m: known.calibration.weights[m.law.name])
+    irreducible = next(parameter for parameter in member.fit.parameters if parameter.name == "E")
+    return EntropyCheck(entropy_rate, irreducible, member.law.name)
+
+
+def _problems(
+    table: Table, known: Model, predictions: Sequence[Prediction], entropy: EntropyCheck | None
+) -> tuple[str, ...]:
+    problems = []
+    for prediction in predictions:
+        if prediction.measured and not prediction.measured.inside:
+            problems.append(
+                f"The measured loss {prediction.measured.loss:.4f} lies outside the predicted interval "
+                f"{prediction.lo90:.4f} to {prediction.hi90:.4f}."
+            )
+    for fit in known.fits:
+        if fit.status != Status.CONVERGED:
+            problems.append(f"The {fit.law} law's fit is {fit.status.value}: {fit.reason}.")
+    problems += [
+        f"IsoFLOP curve of {curve.group}: {curve.reason}." for curve in known.isoflops if not curve.bracketed
+    ]
+    unfinished = [row for row in table.rows if row.role == "holdout" and row.status in ("failed", "diverged")]
+    problems += [f"Holdout {row.run_id} {row.status}." for row in unfinished]
+    if entropy and entropy.irreducible.interval:
+        interval = entropy.irreducible.interval
+        if not interval.lo <= entropy.entropy_rate <= interval.hi:
+            problems.append(
+                f"The corpus' entropy rate {entropy.entropy_rate:.4f} lies outside the fitted E's 90% interval "
+                f"{interval.lo:.4f} to {interval.hi:.4f} ({entropy.law} law)."
+            )
+    if known.cost.worst > MISFIT_OF_COST:
+        problems.append(
+            f"FLOPs a token are no smooth function of N here (off by up to {100 * known.cost.worst:.0f}%), so "
+            "compute-optimal sizes are rough."
+        )
+    if table.exclusions:
+        kinds = Counter(_kind(exclusion.reason) for exclusion in table.exclusions)
+        told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+        problems.append(f"{len(table.exclusions)} of {len(table.rows)} rows are in no fit ({told}).")
+    problems += [f"Not computed: {item.what}: {item.reason}." for item in known.skipped]
+    problems += list(table.notes)
+    return tuple(problems)
+
+
+def _kind(reason: str) -> str:
+    """The sort of an exclusion, without its row's own numbers."""
+    if reason.startswith("status is "):
+        return reason.removeprefix("status is ")
+    if "tokens a parameter" in reason:
+        return "with too few tokens a parameter"
+    if reason.endswith("steps") or " steps, " in reason:
+        return "with too few steps"
+    return "duplicated" if reason.startswith("an exact copy") else "without a finite loss"

@@ -1,0 +1,145 @@
+"""The analysis' steps inside a sweep, in the order its entry point takes them:
+
+choose_target -> (plan the target run) -> write_prediction -> (train it) -> score -> analyse.
+
+Each reads the sweep's folder anew, so that each can also be run alone. A holdout's loss is read by
+`score` and `analyse` only, and only where its prediction is already on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from analysis import store
+from analysis.predict import model, optimal_range, predict
+from analysis.study import is_target, losses_of_predicted, measure, study
+from analysis.table import SWEEP_RULES, Rules, Table, TableError, read_table
+from analysis.values import Analysis, Prediction, Target, TargetChoice
+
+MOST_UNCERTAIN = 100.0
+"""hi/lo of the optimal size beyond which it names nothing. Assumption."""
+
+
+def runs_table(folder: Path, rules: Rules = SWEEP_RULES) -> Table:
+    """runs.csv of a sweep; N is non-embedding. Raises TableError."""
+    return read_table(Path(folder) / "runs.csv", {"params": "params_non_embedding"}, rules)
+
+
+def choose_target(folder: Path, flops: float) -> TargetChoice:
+    """The compute-optimal non-embedding N (and the D it leaves) at a budget of exact FLOPs.
+
+    Returns a TargetChoice with status "refused" and the reason where the runs name none.
+    Raises TableError: no readable runs.csv.
+    """
+    table = runs_table(folder)
+    try:
+        known = model(table.runs)
+    except TableError:
+        raise
+    except ValueError as error:
+        return TargetChoice(flops, None, None, None, None, "refused", str(error))
+    params, lo, hi = optimal_range(known, flops)
+    if hi / lo > MOST_UNCERTAIN:
+        reason = f"the optimal size at {flops:.2g} FLOPs could be anything from {lo:.2g} to {hi:.2g} parameters"
+        return TargetChoice(flops, None, None, None, None, "refused", reason)
+    troubles = [f"{fit.law} law: {fit.reason}" for fit in known.fits if fit.reason]
+    largest = known.runs.params.max()
+    if params > largest:
+        troubles.append(f"{params / largest:.2g}x the largest size that was run")
+    tokens = float(known.cost.tokens(flops, params))
+    return TargetChoice(flops, params, tokens, lo, hi, "ok", "; ".join(troubles))
+
+
+def write_prediction(folder: Path, target: Target) -> Prediction:
+    """Predict the target and add it to report/predictions.json, before it is trained.
+
+    The same target with the same ledger digest is not predicted again: what is on disk is returned.
+    So is the newest prediction of a target that has been measured since.
+
+    Raises:
+        ValueError: the target has been measured already and was never predicted, too few runs to
+            fit, or a predictions.json that cannot be read. Nothing is written then.
+    """
+    table = runs_table(folder)
+    path = _predictions_path(folder)
+    written = store.read_predictions(path)
+    earlier = [p for p in written if is_target(p.target, target.params, target.tokens)]
+    measured = any(h.finished and is_target(target, h.params, h.tokens) for h in table.holdouts)
+    if measured and not earlier:
+        raise ValueError(
+            f"{table.path}: the target (N={target.params:.6g}, D={target.tokens:.6g}) is already measured there and "
+            "was never predicted, so a number written now would be no prediction. Choose another target. "
+            "Nothing was written."
+        )
+    same = [p for p in earlier if measured or p.ledger_digest == table.digest]
+    if same:
+        return same[-1]
+    prediction = predict(model(table.runs), target, table.digest)
+    store.write_predictions(path, (*written, prediction))
+    return prediction
+
+
+def score(folder: Path) -> tuple[Prediction, ...]:
+    """Fill in what each predicted target came to; nothing else of a prediction changes.
+
+    Returns all predictions, scored where their run has finished. Raises as `write_prediction`.
+    """
+    path = _predictions_path(folder)
+    written = store.read_predictions(path)
+    if not written:
+        return ()
+    table = runs_table(folder)
+    losses = losses_of_predicted(table, written)
+    scored = tuple(measure(prediction, table, losses) for prediction in written)
+    if scored != written:
+        store.write_predictions(path, scored)
+    return scored
+
+
+def analyse(folder: Path) -> Analysis:
+    """Everything the report shows of a sweep; also writes report/fits.json.
+
+    Raises ValueError (TableError for the table): too few runs to fit anything.
+    """
+    folder = Path(folder)
+    table = runs_table(folder)
+    predictions = score(folder)
+    losses = losses_of_predicted(table, predictions)
+    metadata, entropy_rate = plan_facts(folder)
+    analysis = study(
+        table,
+        model(table.runs),
+        predictions,
+        losses,
+        title=folder.resolve().name,
+        metadata=metadata,
+        entropy_rate=entropy_rate,
+    )
+    store.write_fits(folder / "report" / "fits.json", analysis)
+    return analysis
+
+
+def _predictions_path(folder: Path) -> Path:
+    return Path(folder) / "report" / "predictions.json"
+
+
+def plan_facts(folder: Path) -> tuple[dict[str, str], float | None]:
+    """What plan.json tells a reader: how to do it again, as text (its list of runs left out), and the
+    corpus' true entropy rate in nats a token where it is known. Empty where there is no plan.json.
+
+    Raises ValueError: not JSON.
+    """
+    path = folder / "plan.json"
+    if not path.exists():
+        return {}, None
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    told = {
+        name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        for name, value in plan.items()
+        if name != "runs"
+    }
+    return told, (plan.get("corpus") or {}).get("entropy_rate")
