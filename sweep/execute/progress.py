@@ -12,7 +12,6 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from models.count import count_parameters
 from sweep.execute.metrics import MetricsTail
@@ -238,8 +237,9 @@ class LiveProgress(Progress):
             )
         if len(active) > room:
             table.add_row(f"and {len(active) - room} more", "", "", "", "", "")
-        bar = ProgressBar(total=1.0, completed=self.tally.fraction, width=40)
-        return Group(table, bar, Text(totals(self.tally)))
+        foot = Table.grid(padding=(0, 1))
+        foot.add_row(ProgressBar(total=1.0, completed=self.tally.fraction, width=16), totals(self.tally))
+        return Group(table, foot)
 
 
 def progress_for(stream: TextIO | None = None) -> Progress:
