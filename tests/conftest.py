@@ -67,7 +67,9 @@ def tiny_spec():
 
     def spec(**changes) -> RunSpec:
         nested = {
-            name: replace(getattr(TINY, name), **change) for name, change in changes.items() if isinstance(change, dict)
+            name: replace(getattr(TINY, name), **change)
+            for name, change in changes.items()
+            if isinstance(change, dict)
         }
         return replace(TINY, **{**changes, **nested})
 

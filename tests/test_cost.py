@@ -41,7 +41,9 @@ def test_the_shapes_to_measure_span_the_plan(tiny_spec):
     work = [spec.flops / spec.steps for spec in chosen]
     assert len(chosen) == 4 and work == sorted(work)
     assert chosen[0] == planned[0].spec and chosen[-1] == planned[-1].spec
-    assert [spec.shape for spec in shapes_to_measure(planned[:3] * 2)] == [run.spec.shape for run in planned[:3]]
+    assert [spec.shape for spec in shapes_to_measure(planned[:3] * 2)] == [
+        run.spec.shape for run in planned[:3]
+    ]
 
 
 def test_at_constant_throughput_a_run_takes_its_flops_over_it(tiny_spec):
@@ -61,7 +63,9 @@ def test_between_measured_shapes_throughput_lies_between_theirs_and_beyond_them_
     measured = Measurement(0.0, "cpu", (slow, fast))
     spent = {spec: run_cost(spec, measured, 0).seconds for spec in (small, middle, large, larger)}
     assert spent[small] == pytest.approx(small.steps, rel=0.1)
-    assert 1 <= spent[middle] / middle.steps < 1.5  # a step of any size between takes the second that both ends take
+    assert (
+        1 <= spent[middle] / middle.steps < 1.5
+    )  # a step of any size between takes the second that both ends take
     rate = large.flops / large.steps
     assert spent[larger] > 0.95 * larger.flops / rate
 

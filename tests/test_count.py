@@ -59,7 +59,7 @@ def test_training_flops_are_torch_s_for_every_architecture(activation, qk_norm, 
 
 @pytest.mark.parametrize("scale, vocab_size", [("cpu", 257), ("gpu", 32_768)])
 def test_training_flops_are_torch_s_for_every_shape_the_presets_plan(compose, scale, vocab_size):
-    shapes = set()
+    shapes: set[DecoderShape] = set()
     for grid in (
         ["+grid=isoflop"],
         ["+grid=ladder"],
@@ -71,7 +71,9 @@ def test_training_flops_are_torch_s_for_every_shape_the_presets_plan(compose, sc
         shapes.update(cell.shape for cell in [*planned, *([target] if target else [])])
         for best in (min, max):  # the edges to which a budget that is not bracketed is extended
             losses = [(cell, abs(cell.params - best(c.params for c in planned))) for cell in planned]
-            shapes.update(cell.shape for more in extensions(config, vocab_size, losses) for cell in more.cells)
+            shapes.update(
+                cell.shape for more in extensions(config, vocab_size, losses) for cell in more.cells
+            )
     assert len(shapes) > 8
     for shape in shapes:
         assert_torch_agrees(shape)
@@ -82,8 +84,10 @@ def test_the_conventions_are_what_their_sources_say(shape):
     flops, parameters = count_flops(shape), count_parameters(shape)
     matrices = parameters.attention + parameters.feed_forward
     head = shape.vocab_size * shape.d_model  # a tied head is multiplied with all the same
-    assert flops.exact == flops.attention_and_head == (
-        6 * (matrices + head) + 12 * shape.n_layer * shape.d_model * shape.seq_len
+    assert (
+        flops.exact
+        == flops.attention_and_head
+        == (6 * (matrices + head) + 12 * shape.n_layer * shape.d_model * shape.seq_len)
     )
     assert flops.six_n == 6 * parameters.non_embedding
     assert flops.six_n_total == 6 * parameters.total
@@ -93,7 +97,9 @@ def test_the_conventions_are_what_their_sources_say(shape):
 
 def test_conventions_differ_by_a_factor_of_three_for_a_10m_decoder():
     flops, parameters = count_flops(FACTS), count_parameters(FACTS)
-    assert 6 * (parameters.attention + parameters.feed_forward) / flops.exact == pytest.approx(0.33, abs=0.005)
+    assert 6 * (parameters.attention + parameters.feed_forward) / flops.exact == pytest.approx(
+        0.33, abs=0.005
+    )
     assert flops.six_n_total / flops.exact == pytest.approx(1.10, abs=0.005)
 
 

@@ -25,7 +25,10 @@ ISOFLOP = ("scale=cpu", "+grid=isoflop", "grid.budgets=[1e11,1e12]")
 
 
 def by_group(planned):
-    return {group: [cell for cell in planned if cell.group == group] for group in dict.fromkeys(c.group for c in planned)}
+    return {
+        group: [cell for cell in planned if cell.group == group]
+        for group in dict.fromkeys(c.group for c in planned)
+    }
 
 
 def test_a_cell_spends_exactly_its_budget(compose):
@@ -38,7 +41,9 @@ def test_a_cell_spends_exactly_its_budget(compose):
 
 
 def test_sizes_are_evenly_spaced_in_log_n_around_the_expected_optimum(compose):
-    config = compose(*ISOFLOP, "grid.optimum_params=1e6", "grid.optimum_exponent=0.4", "grid.sizes_per_budget=6")
+    config = compose(
+        *ISOFLOP, "grid.optimum_params=1e6", "grid.optimum_exponent=0.4", "grid.sizes_per_budget=6"
+    )
     for budget in (1e11, 1e12):
         optimum = 1e6 * (budget / config.grid.optimum_at_flops) ** 0.4
         assert expected_optimum(config.grid, budget) == pytest.approx(optimum)
@@ -65,9 +70,14 @@ def test_sizes_that_round_to_one_shape_are_trained_once(compose):
 
 @pytest.mark.parametrize("grid", [ISOFLOP, ("scale=cpu", "+grid=ladder")])
 def test_replicates_differ_in_their_seed_only(compose, grid):
-    once, thrice = cells(compose(*grid, "seed=5"), VOCAB), cells(compose(*grid, "seed=5", "grid.seeds=3"), VOCAB)
+    once, thrice = (
+        cells(compose(*grid, "seed=5"), VOCAB),
+        cells(compose(*grid, "seed=5", "grid.seeds=3"), VOCAB),
+    )
     assert {cell.seed for cell in once} == {5}
-    assert Counter((cell.group, cell.shape) for cell in thrice) == {(cell.group, cell.shape): 3 for cell in once}
+    assert Counter((cell.group, cell.shape) for cell in thrice) == {
+        (cell.group, cell.shape): 3 for cell in once
+    }
     seeds = {cell.seed for cell in thrice}
     assert len(seeds) == 3 and 5 in seeds
     assert not seeds & {cell.seed for cell in cells(compose(*grid, "seed=6", "grid.seeds=3"), VOCAB)}
@@ -91,9 +101,13 @@ def test_a_product_is_every_combination_with_the_type_of_its_key(compose):
         "+grid.over.model.n_layer=[2,3]",
     )  # fmt: skip
     planned = cells(config, VOCAB)
-    points = [(c.config.optim.lr, c.shape.n_layer, c.seed, round(math.log2(c.params / 2e4) / 2)) for c in planned]
+    points = [
+        (c.config.optim.lr, c.shape.n_layer, c.seed, round(math.log2(c.params / 2e4) / 2)) for c in planned
+    ]
     assert len(points) == 2 * 2 * 3 * 2
-    assert set(points) == {(lr, n, s, p) for lr in (1.0, 0.02) for n in (2, 3) for s in (0, 1, 2) for p in (0, 1)}
+    assert set(points) == {
+        (lr, n, s, p) for lr in (1.0, 0.02) for n in (2, 3) for s in (0, 1, 2) for p in (0, 1)
+    }
     assert {type(cell.config.optim.lr) for cell in planned} == {float}
     assert all(cell.config.model.n_layer == cell.shape.n_layer for cell in planned)
     assert len({cell.group for cell in planned}) == 2 * 3 * 2  # a group compares sizes within one setting
@@ -124,11 +138,20 @@ def test_a_file_may_write_the_keys_of_a_product_with_dots(compose):
         (["grid.params=1e4"], "grid: give tokens or flops"),
         (["grid.params=1e4", "grid.tokens=1e6", "grid.flops=1e11"], "grid: give tokens or flops .* not both"),
         (["grid.tokens=1e6"], "grid.params: give a size"),
-        (["grid.params=1e4", "grid.tokens=1e6", "+grid.over.seed=3"], "grid.over: seed: a list with a value or more"),
-        (["grid.params=1e4", "grid.tokens=1e6", "+grid.over.seed=[]"], "grid.over: seed: a list with a value or more"),
+        (
+            ["grid.params=1e4", "grid.tokens=1e6", "+grid.over.seed=3"],
+            "grid.over: seed: a list with a value or more",
+        ),
+        (
+            ["grid.params=1e4", "grid.tokens=1e6", "+grid.over.seed=[]"],
+            "grid.over: seed: a list with a value or more",
+        ),
         (["grid.params=1e4", "grid.tokens=1e6", "+grid.over.data.kind=[text]"], "'data.kind' is no key"),
         (["+grid.over.params=[-5]", "grid.tokens=1e6"], "grid.over: params: -5 is not a positive number"),
-        (["grid.params=1e4", "+grid.over.tokens=[many]"], "grid.over: tokens: 'many' is not a positive number"),
+        (
+            ["grid.params=1e4", "+grid.over.tokens=[many]"],
+            "grid.over: tokens: 'many' is not a positive number",
+        ),
         (["grid.params=1", "grid.tokens=1e6"], "grid.params: no shape near 1 "),
         (["grid.params=1e4", "grid.tokens=1e6", "model.n_layer=null"], "model: give n_layer or aspect_ratio"),
     ],
@@ -192,7 +215,9 @@ def test_a_budget_is_extended_on_the_side_of_its_edge(compose):
 def test_a_bracketed_budget_is_left_alone(compose):
     config = compose(*ISOFLOP)
     planned = cells(config, VOCAB)
-    settled = [pair for group in by_group(planned).values() for pair in with_losses(group, math.log(group[1].params))]
+    settled = [
+        pair for group in by_group(planned).values() for pair in with_losses(group, math.log(group[1].params))
+    ]
     assert extensions(config, VOCAB, settled) == []
     assert extensions(config, VOCAB, [(cell, None) for cell in planned]) == []  # no losses, no edge
     assert extensions(compose("scale=cpu", "+grid=ladder"), VOCAB, []) == []
@@ -208,7 +233,9 @@ def test_extension_goes_on_until_bracketed_or_exhausted(compose):
     (exhausted,) = extensions(config, VOCAB, settled)
     assert exhausted.cells == () and "2 sizes were added already, so it stays" in exhausted.message
 
-    best_inside = [(cell, -cell.params if i < len(settled) - 1 else 0.0) for i, (cell, _) in enumerate(settled)]
+    best_inside = [
+        (cell, -cell.params if i < len(settled) - 1 else 0.0) for i, (cell, _) in enumerate(settled)
+    ]
     assert extensions(config, VOCAB, best_inside) == []
 
 

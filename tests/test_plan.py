@@ -67,7 +67,9 @@ def test_the_peak_rate_follows_the_tokens(compose):
     config = compose(*ISOFLOP, "optim.lr=0.02", "optim.lr_at_tokens=1e6", "optim.lr_exponent=-0.25")
     peaks = [run.spec.optim.lr for run in plan([cell(config, 1e6), cell(config, 16e6)], PLENTY)]
     assert peaks == pytest.approx([0.02, 0.01])
-    assert {run.spec.optim.base_width for run in plan([cell(config, 1e6)], PLENTY)} == {config.optim.base_width}
+    assert {run.spec.optim.base_width for run in plan([cell(config, 1e6)], PLENTY)} == {
+        config.optim.base_width
+    }
 
 
 def test_weights_are_forgotten_over_the_same_share_of_every_run(compose):
@@ -91,7 +93,10 @@ def test_the_schedule_is_a_share_of_each_run_s_own_steps(compose, schedule):
 
 def test_too_small_a_budget_is_refused_naming_the_run(compose):
     config = compose(*ISOFLOP, "grid.budgets=[1e12,1e6]", "grid.sizes=[5e4]", "optim.batch_exponent=0")
-    with pytest.raises(ConfigError, match=r"run 2 of 2 \(grid isoflop, C=1e\+06, n_layer=2 d_model=\d+\): .* less than one step"):
+    with pytest.raises(
+        ConfigError,
+        match=r"run 2 of 2 \(grid isoflop, C=1e\+06, n_layer=2 d_model=\d+\): .* less than one step",
+    ):
         plan(cells(config, VOCAB), PLENTY)
 
 
@@ -102,7 +107,12 @@ def test_too_few_tokens_are_refused_naming_the_run_the_need_and_what_there_is(co
     assert plan(planned, Corpus("f00d", VOCAB, longest))  # exactly one epoch
     with pytest.raises(ConfigError) as caught:
         plan(planned, Corpus("f00d", VOCAB, longest // 2))
-    for said in ("run 2 of 2 (grid isoflop, here,", "needs 3e+06", "2.00 epochs; data.max_epochs=1", "Nothing was launched"):
+    for said in (
+        "run 2 of 2 (grid isoflop, here,",
+        "needs 3e+06",
+        "2.00 epochs; data.max_epochs=1",
+        "Nothing was launched",
+    ):
         assert said in str(caught.value)
     repeated = compose(*ISOFLOP, "data.max_epochs=2.1")
     assert plan([cell(repeated, 3e6)], Corpus("f00d", VOCAB, longest // 2))

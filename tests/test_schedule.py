@@ -63,8 +63,11 @@ def test_without_warmup_and_decay_it_is_constant():
 
 
 def test_a_run_of_one_step_runs_at_the_peak():
-    for schedule in (ScheduleSpec("wsd", 0, 0, "linear", 0.0), ScheduleSpec("wsd", 1, 0, "sqrt", 0.0),
-                     ScheduleSpec("cosine", 0, 0, "", 0.0)):
+    for schedule in (
+        ScheduleSpec("wsd", 0, 0, "linear", 0.0),
+        ScheduleSpec("wsd", 1, 0, "sqrt", 0.0),
+        ScheduleSpec("cosine", 0, 0, "", 0.0),
+    ):
         assert rate_factor(schedule, 0, 1) == 1.0
 
 

@@ -10,7 +10,9 @@ CPU = ("scale=cpu", "+grid=isoflop")
 
 
 @pytest.mark.parametrize("scale, name", [("cpu", "cpu"), ("gpu", "gpu")])
-@pytest.mark.parametrize("grid, kind", [("isoflop", IsoflopGrid), ("ladder", LadderGrid), ("product", ProductGrid)])
+@pytest.mark.parametrize(
+    "grid, kind", [("isoflop", IsoflopGrid), ("ladder", LadderGrid), ("product", ProductGrid)]
+)
 def test_every_preset_composes_to_frozen_dataclasses(compose, scale, name, grid, kind):
     config = compose(f"scale={scale}", f"+grid={grid}")
     assert config.scale.name == name and type(config.grid) is kind
@@ -26,7 +28,9 @@ def test_groups_follow_the_scale_and_each_key_can_be_set(compose):
     assert (config.optim.lr, config.model.n_layer) == (3e-3, 4)
     assert (config.data.kind, config.data.vocab_size, config.schedule.kind) == ("synthetic", 256, "cosine")
     assert config.schedule.decay_fraction is None
-    assert compose(*CPU, "grid.budgets=[1e11,3e11]").grid.target.flops == pytest.approx(3e12)  # 10 x the largest
+    assert compose(*CPU, "grid.budgets=[1e11,3e11]").grid.target.flops == pytest.approx(
+        3e12
+    )  # 10 x the largest
 
 
 @pytest.mark.parametrize(
@@ -127,8 +131,18 @@ def test_values_that_runs_of_one_sweep_cannot_take_are_refused(compose, values, 
 
 @pytest.mark.parametrize(
     "override",
-    ["optim.lr=0.02", "model.n_layer=3", "seed=1", "param=sp", "data.eval_tokens=131072", "schedule=cosine",
-     "schedule.decay_fraction=0.2", "tokenizer=bpe", "optim.precision=bf16", "data=synthetic"],
+    [
+        "optim.lr=0.02",
+        "model.n_layer=3",
+        "seed=1",
+        "param=sp",
+        "data.eval_tokens=131072",
+        "schedule=cosine",
+        "schedule.decay_fraction=0.2",
+        "tokenizer=bpe",
+        "optim.precision=bf16",
+        "data=synthetic",
+    ],
 )
 def test_the_default_name_changes_with_the_recipe(compose, override):
     assert compose(*CPU).sweep_name != compose(*CPU, override).sweep_name
@@ -136,8 +150,18 @@ def test_the_default_name_changes_with_the_recipe(compose, override):
 
 @pytest.mark.parametrize(
     "override",
-    ["grid.budgets=[1e11,2e11]", "grid.sizes=[1e4,2e4]", "grid.seeds=2", "max_hours=1", "executor.slots=1",
-     "data.max_epochs=4", "data.cache=/tmp/elsewhere", "optim.micro_batch_tokens=1024", "device=cpu", "logger=none"],
+    [
+        "grid.budgets=[1e11,2e11]",
+        "grid.sizes=[1e4,2e4]",
+        "grid.seeds=2",
+        "max_hours=1",
+        "executor.slots=1",
+        "data.max_epochs=4",
+        "data.cache=/tmp/elsewhere",
+        "optim.micro_batch_tokens=1024",
+        "device=cpu",
+        "logger=none",
+    ],
 )
 def test_the_default_name_does_not_change_with_the_grid_s_reach_or_how_it_is_run(compose, override):
     assert compose(*CPU).sweep_name == compose(*CPU, override).sweep_name

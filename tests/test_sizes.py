@@ -18,7 +18,9 @@ def params(shape) -> int:
 
 @pytest.mark.parametrize("rule", [FIXED_DEPTH, BY_ASPECT], ids=["fixed depth", "by aspect"])
 def test_the_nearest_shape_is_the_nearest_of_the_whole_family(rule):
-    family = [shape for width in range(rule.width_step, 4096, rule.width_step) if (shape := rule.shape(width))]
+    family = [
+        shape for width in range(rule.width_step, 4096, rule.width_step) if (shape := rule.shape(width))
+    ]
     sizes = [params(shape) for shape in family]
     assert sizes == sorted(set(sizes))  # a wider member is a larger one
     for i in range(40):
@@ -50,7 +52,9 @@ def test_a_size_beyond_the_family_is_refused_with_what_there_is(factor):
     wanted = factor * params(widest.shape(65_536))
     with pytest.raises(ValueError, match=r"no shape near .*the nearest has .*d_model=65536"):
         nearest_shape(widest, wanted)
-    assert nearest_shape(widest, params(widest.shape(65_536)) * (0.55 if factor < 1 else 1.9)).d_model == 65_536
+    assert (
+        nearest_shape(widest, params(widest.shape(65_536)) * (0.55 if factor < 1 else 1.9)).d_model == 65_536
+    )
 
 
 def test_a_family_without_members_is_refused():

@@ -10,8 +10,17 @@ import pytest
 from models.count import count_flops
 from sweep.plan.spec import PlannedRun, RunSpec, digest
 
-OTHER_SHAPE = {"n_layer": 3, "d_model": 32, "n_head": 4, "d_ff": 48, "vocab_size": 33, "seq_len": 17,
-               "activation": "gelu", "qk_norm": False, "tied": True}
+OTHER_SHAPE = {
+    "n_layer": 3,
+    "d_model": 32,
+    "n_head": 4,
+    "d_ff": 48,
+    "vocab_size": 33,
+    "seq_len": 17,
+    "activation": "gelu",
+    "qk_norm": False,
+    "tied": True,
+}
 
 
 def leaves(value, path=()):
@@ -52,7 +61,11 @@ def test_the_id_is_the_same_in_every_process_and_twelve_digits_long(tiny_spec):
         "print(RunSpec.from_json(json.load(sys.stdin)).run_id)"
     )
     found = subprocess.run(
-        [sys.executable, "-c", program], input=json.dumps(spec.to_json()), capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        input=json.dumps(spec.to_json()),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert found.stdout.strip() == spec.run_id
     assert len(spec.run_id) == 12 and int(spec.run_id, 16) >= 0

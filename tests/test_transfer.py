@@ -30,14 +30,15 @@ def initialised(shape: DecoderShape, param: str, seed: int = 0) -> Decoder:
 @pytest.mark.parametrize("tied", [True, False])
 def test_each_parameter_is_in_one_group(param, tied):
     model = initialised(decoder_shape(64, tied=tied), param)
-    grouped = [id(tensor) for group in parameter_groups(model, model.shape, param, BASE, 0.1) for tensor in group["params"]]
+    groups = parameter_groups(model, model.shape, param, BASE, 0.1)
+    grouped = [id(tensor) for group in groups for tensor in group["params"]]
     assert sorted(grouped) == sorted(id(tensor) for tensor in model.parameters())
 
 
 KINDS = {
     "embedding.weight": "vector",
     "norm.gain": "vector",
-    "blocks.1.attention.q_norm.gain": "vector",
+    "blocks.1.attention.qk_gain": "vector",
     "head.weight": "head",
     "blocks.0.attention.qkv.weight": "hidden",
     "blocks.0.feed_forward.into.weight": "hidden",
