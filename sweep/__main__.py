@@ -34,7 +34,7 @@ OmegaConf.register_new_resolver("times_largest", times_largest, replace=True)
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(composed: DictConfig) -> None:
     """Exit status: 0 done, 1 some run failed or could not be run, 2 refused with nothing launched,
-    130 stopped by Ctrl-C with everything checkpointed."""
+    130 or 143 stopped by Ctrl-C or SIGTERM with everything checkpointed."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         _refuse("--multirun: the grid is expanded by the planner; give lists under +grid=product grid.over instead")
     try:
@@ -50,8 +50,11 @@ def main(composed: DictConfig) -> None:
         sys.exit(run(config))
     except (Refused, Locked, ConfigError, ValueError, OSError) as error:
         _refuse(str(error))
-    except (Interrupted, KeyboardInterrupt) as interruption:
-        print(str(interruption) or "Stopped. The same command goes on from here.", file=sys.stderr)
+    except Interrupted as interruption:
+        print(interruption, file=sys.stderr)
+        sys.exit(128 + interruption.signal)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections import Counter
@@ -32,7 +33,8 @@ from sweep.plan.grids import Cell, cells, extensions, provisional_target_params,
 from sweep.plan.plan import Corpus, micro_batch_sequences, plan
 from sweep.plan.schema import ConfigError, SweepConfig
 from sweep.plan.spec import PlannedRun
-from sweep.tables import bytes_, console, duration, human, plan_table
+from sweep.tables import console, plan_table
+from sweep.units import duration, memory, quantity
 
 UNPREPARED = "not-prepared"
 """Stands for the fingerprint of a corpus that is streamed only once its cost is known."""
@@ -179,9 +181,9 @@ def prepare_corpus(config: SweepConfig, tokens: float, out) -> CorpusFacts:
         source,
         tokenizer,
         heldout_fraction=config.data.heldout_fraction,
-        tokens_wanted=int(tokens / config.data.max_epochs * STREAM_MARGIN),
+        tokens_wanted=2 ** math.ceil(math.log2(tokens / config.data.max_epochs * STREAM_MARGIN)),
         cache=Path(config.data.cache) if config.data.cache else default_cache(),
-        say=out.print,
+        say=lambda line: out.print(line, markup=False),
     )
     if facts.heldout_tokens < config.data.eval_tokens + 1:
         raise Refused(
@@ -193,7 +195,8 @@ def prepare_corpus(config: SweepConfig, tokens: float, out) -> CorpusFacts:
 
 STREAM_MARGIN = 1.6
 """Tokens streamed beyond the longest planned run: one extension to a smaller size at the same budget
-needs about grid.size_ratio times its tokens."""
+needs about grid.size_ratio times its tokens. Rounded up to a power of two, so that a sweep that grows
+keeps its corpus."""
 
 
 def _corpus(facts: CorpusFacts | None, vocab_size: int) -> Corpus:
@@ -241,7 +244,7 @@ def check_memory(runs: Sequence[PlannedRun], hardware: Hardware) -> None:
         if need > hardware.memory_per_run:
             raise Refused(
                 f"{planned.group}, N={count_parameters(planned.spec.shape).non_embedding:,}: weights, gradients and "
-                f"optimizer need {bytes_(need)}; a run has {bytes_(hardware.memory_per_run)} here "
+                f"optimizer need {memory(need)}; a run has {memory(hardware.memory_per_run)} here "
                 f"({hardware.slots} side by side). Choose smaller sizes, or lower executor.slots or "
                 "executor.per_device. Nothing was launched."
             )
@@ -290,7 +293,7 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
         if cost and cost.peak_bytes > hardware.memory_per_run:
             raise Refused(
                 f"{planned.group}, N={count_parameters(planned.spec.shape).non_embedding:,}: needs about "
-                f"{bytes_(cost.peak_bytes)}; a run has {bytes_(hardware.memory_per_run)} here. Lower "
+                f"{memory(cost.peak_bytes)}; a run has {memory(hardware.memory_per_run)} here. Lower "
                 "optim.micro_batch_tokens, executor.slots or executor.per_device. Nothing was launched."
             )
 
@@ -298,7 +301,7 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
 def train_and_analyse(sweep: Sweep, out) -> int:
     """Train what the ledger lacks, bracket the budgets, predict, train the target, score, report."""
     logger = sweep.config.logger
-    with Mirror(sweep.folder, logger.kind, project=logger.project, say=out.print) as mirror:
+    with Mirror(sweep.folder, logger.kind, project=logger.project, say=lambda line: out.print(line, markup=False)) as mirror:
         train_grid(sweep, mirror, out)
         train_target(sweep, mirror, out)
         report = write_analysis(sweep, out)
@@ -328,7 +331,7 @@ def write_analysis(sweep: Sweep, out) -> Path | None:
 def describe(prediction: Prediction) -> str:
     target = prediction.target
     return (
-        f"for N={human(target.params)} D={human(target.tokens)} C={target.flops:.3g}: {prediction.loss:.4f} nats a token, "
+        f"for N={quantity(target.params)} D={quantity(target.tokens)} C={target.flops:.3g}: {prediction.loss:.4f} nats a token, "
         f"90% {prediction.lo90:.4f} to {prediction.hi90:.4f} ({prediction.law}; {prediction.verdict.value})"
     )
 
@@ -394,7 +397,7 @@ def optimal_size(sweep: Sweep, flops: float, out) -> float:
     if choice.params is None:
         raise ValueError(choice.reason)
     out.print(
-        f"optimum at {flops:.3g} FLOPs: N={human(choice.params)} (90% {human(choice.lo)} to {human(choice.hi)})"
+        f"optimum at {flops:.3g} FLOPs: N={quantity(choice.params)} (90% {quantity(choice.lo)} to {quantity(choice.hi)})"
         + (f"; {choice.reason}" if choice.reason else "")
     )
     return choice.params
@@ -409,7 +412,7 @@ def show_outcome(sweep: Sweep, report: Path | None, out) -> int:
         outcome = sweep.outcomes.get(run.run_id)
         if outcome is None or outcome.status != "finished":
             said = f"{outcome.status}: {outcome.reason}" if outcome else "not run"
-            out.print(f"  {run.run_id} {run.group} N={human(count_parameters(run.spec.shape).non_embedding)} {said}")
+            out.print(f"  {run.run_id} {run.group} N={quantity(count_parameters(run.spec.shape).non_embedding)} {said}")
     if report is not None:
         out.print(f"report: {report}")
     unfinished = len(sweep.outcomes) < len({run.run_id for run in sweep.runs})

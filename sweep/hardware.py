@@ -9,6 +9,7 @@ from pathlib import Path
 GPU_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Device files of NVIDIA, of ROCm and of NVIDIA under WSL: without one of them there is no GPU, which
 is known without the seconds that importing torch takes."""
+CGROUP_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -37,11 +38,14 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores() -> int:
+    """CPU cores this process may use: its affinity, within the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CGROUP_CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def host_memory() -> int:
@@ -72,6 +76,6 @@ def find_hardware(device: str, slots: int | None, per_device: int) -> Hardware:
         memory = torch.cuda.get_device_properties(0).total_memory // per_device
         name = torch.cuda.get_device_name(0)
         return Hardware("cuda", count * per_device, memory * count * per_device, f"{count} x {name}")
-    count = slots or cores()
+    count = slots or usable_cores()
     why = "asked for" if device == "cpu" else "no GPU here"
-    return Hardware("cpu", count, host_memory(), f"CPU, {cores()} cores ({why})")
+    return Hardware("cpu", count, host_memory(), f"CPU, {usable_cores()} cores ({why})")

@@ -10,6 +10,7 @@ from rich.table import Table
 from models.count import count_parameters
 from sweep.plan.cost import Cost
 from sweep.plan.spec import PlannedRun
+from sweep.units import memory, quantity
 
 PLAIN_WIDTH = 132  # assumption: a log file or pipe has no width; the widest table fits in this
 MOST_ROWS = 60  # assumption: more are not read in a terminal; runs.csv and plan.json have all
@@ -32,41 +33,17 @@ def plan_table(runs: Sequence[PlannedRun], costs: Mapping[str, Cost], done: froz
         state = "done" if planned.run_id in done else planned.role if planned.role != "fit" else ""
         table.add_row(
             planned.group,
-            human(params),
-            human(spec.tokens),
+            quantity(params),
+            quantity(spec.tokens),
             f"{spec.tokens / params:.1f}",
             f"{spec.flops:.2e}",
-            human(spec.batch_tokens),
+            quantity(spec.batch_tokens),
             f"{spec.optim.lr:.2e}",
             f"{spec.steps:,}",
             f"{cost.seconds:,.0f}" if cost else "",
-            bytes_(cost.peak_bytes) if cost else "",
+            memory(cost.peak_bytes) if cost else "",
             state,
         )
     if len(runs) > MOST_ROWS:
         table.caption = f"and {len(runs) - MOST_ROWS:,} more"
     return table
-
-
-def human(number: float) -> str:
-    """1234567 as 1.23M."""
-    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= unit:
-            return f"{number / unit:.3g}{name}"
-    return f"{number:.3g}"
-
-
-def bytes_(count: float) -> str:
-    """Bytes as GB or MB, powers of ten."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def duration(seconds: float) -> str:
-    """75 s as 1 min 15 s."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:02.0f} s"
-    if seconds < 48 * 3600:
-        return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:02.0f} min"
-    return f"{seconds / 86400:.1f} days"

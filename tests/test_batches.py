@@ -84,18 +84,17 @@ def test_unique_tokens_and_epochs(folder):
     assert len(np.unique(seen)) == batches.unique_tokens(seen.size)
 
 
-def test_heldout_blocks_are_the_first_labels_and_their_bytes(folder):
+def test_heldout_blocks_are_spaced_evenly_over_the_split(folder):
     blocks, label_bytes = heldout_blocks(folder, SEQ, 12)
-    np.testing.assert_array_equal(blocks, [np.arange(first, first + 5) for first in (100, 104, 108)])
-    assert label_bytes.tolist() == [1 + 2 + 3 + 4, 5 + 6 + 7 + 8, 9 + 10 + 11 + 12]
+    starts = [100, 108, 116]  # 7 whole blocks of 4 labels in 30 tokens: the 0th, 2nd and 4th
+    np.testing.assert_array_equal(blocks, [np.arange(first, first + 5) for first in starts])
+    assert label_bytes.tolist() == [sum(range(k + 1, k + 5)) for k in (0, 8, 16)]
     assert blocks.dtype == label_bytes.dtype == np.int64
 
 
-def test_heldout_labels_do_not_depend_on_seq_len(folder):
-    short, short_bytes = heldout_blocks(folder, 4, 24)
-    long, long_bytes = heldout_blocks(folder, 12, 24)
-    np.testing.assert_array_equal(short[:, 1:].ravel(), long[:, 1:].ravel())
-    assert short_bytes.sum() == long_bytes.sum()
+def test_all_of_the_split_is_every_label_once(folder):
+    blocks, _ = heldout_blocks(folder, SEQ, 28)
+    np.testing.assert_array_equal(blocks[:, 1:].ravel(), np.arange(101, 129))
 
 
 def test_all_heldout_tokens_but_the_first_can_be_labels(folder):

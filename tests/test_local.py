@@ -7,7 +7,9 @@ from execution_helpers import FAKE_WORKER, alive, planned_run, wait_for
 
 from sweep.execute import local as module
 from sweep.execute.executor import Ended, SubmitError
-from sweep.execute.local import LocalExecutor, parse_gpu_listing, slot_environments, usable_cores
+from sweep import hardware
+from sweep.execute.local import LocalExecutor, parse_gpu_listing, slot_environments
+from sweep.hardware import usable_cores
 from sweep.execute.local import visible_gpus
 from sweep.files import RunFolder, SweepFolder, write_json
 
@@ -71,7 +73,7 @@ def test_slots_follow_cores_and_threads():
 def test_a_containers_quota_counts_as_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: set(range(16)))
     quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(module, "CGROUP_CPU_QUOTA", quota)
+    monkeypatch.setattr(hardware, "CGROUP_CPU_QUOTA", quota)
     assert usable_cores() == 16
     for microseconds, cores in (("max", 16), ("250000", 2), ("50000", 1), ("9900000", 16)):
         quota.write_text(f"{microseconds} 100000\n")

@@ -86,9 +86,8 @@ def block_order(seed: int, epoch: int, blocks: int) -> np.ndarray:
 
 
 def heldout_blocks(folder: Path, seq_len: int, eval_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """The held-out sequences that every loss is measured on: the first `eval_tokens` labels.
-
-    Held-out documents lie in hashed order, so the first of them are a fair sample.
+    """The held-out sequences that every loss is measured on: `eval_tokens` labels, in blocks spaced
+    evenly over the whole split, so that every document has its share.
 
     Args:
         folder: a prepared corpus.
@@ -117,7 +116,8 @@ def heldout_blocks(folder: Path, seq_len: int, eval_tokens: int) -> tuple[np.nda
         )
     tokens = read_tokens(folder, HELDOUT, header.dtype)
     token_bytes = read_tokens(folder, HELDOUT_BYTES, BYTES_DTYPE)
-    starts = np.arange(0, eval_tokens, seq_len)
-    blocks = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
-    label_bytes = token_bytes[1 : eval_tokens + 1].astype(np.int64).reshape(-1, seq_len).sum(axis=1)
-    return blocks, label_bytes
+    blocks, wanted = (header.heldout_tokens - 1) // seq_len, eval_tokens // seq_len
+    starts = np.arange(wanted) * blocks // wanted * seq_len
+    labels = starts[:, None] + np.arange(1, seq_len + 1)
+    whole = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+    return whole, token_bytes[labels].astype(np.int64).sum(axis=1)

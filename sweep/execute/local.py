@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import signal
@@ -13,9 +12,9 @@ from pathlib import Path
 
 from sweep.execute.executor import Ended, SubmitError
 from sweep.files import RunFolder
+from sweep.hardware import usable_cores
 
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
-CGROUP_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
 
 
 class LocalExecutor:
@@ -132,16 +131,6 @@ def slot_environments(
         )
     # Round robin, so that two runs on two GPUs never share one.
     return (places * per_device)[:slots]
-
-
-def usable_cores() -> int:
-    """CPU cores this process may use: its affinity, within the quota of its container."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CGROUP_CPU_QUOTA.read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, math.floor(int(quota) / int(period))))
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> list[str]:

@@ -17,6 +17,7 @@ from models.count import count_parameters
 from sweep.execute.metrics import MetricsTail
 from sweep.files import SweepFolder
 from sweep.plan.spec import PlannedRun
+from sweep.units import duration, quantity
 
 REFRESH_SECONDS = 0.5  # assumption: as often as a reader wants it
 HEARTBEAT_SECONDS = 600.0  # assumption: how long a log file may be silent during one long run
@@ -271,25 +272,3 @@ def totals(tally: Tally) -> str:
         f"{tally.settled} of {tally.runs} runs, {tally.fraction:.1%} of {tally.flops_total:.3g} FLOPs, "
         f"{duration(tally.seconds_left)} left"
     )
-
-
-def quantity(value: float) -> str:
-    """A count for people: 980, 35.6k, 3.10M, 2.40B."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float | None) -> str:
-    """42 s, 3 min 05 s, 2 h 10 min, 3 d 04 h; "?" for None."""
-    if seconds is None:
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600:02} h"

@@ -14,11 +14,12 @@ from models.decoder import token_losses
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`loss` and its standard error over blocks, nats a token; `bits_per_byte` of the text."""
+    """`loss` and its standard error over blocks, nats a token; `bits_per_byte` of the text, None
+    where the tokens stand for no text (a synthetic source)."""
 
     loss: float
     loss_se: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     tokens: int
 
 
@@ -46,9 +47,12 @@ def evaluate(
             block_loss[start : start + sequences] = losses.double().mean(dim=1).cpu().numpy()
     tokens_in_block = blocks.shape[1] - 1
     spread = block_loss.std(ddof=1) if len(blocks) > 1 else math.nan
+    text_bytes = int(block_bytes.sum())
+    total = float(block_loss.sum()) * tokens_in_block
+    bits_per_byte = total / math.log(2) / text_bytes if text_bytes else None
     return Evaluation(
         loss=float(block_loss.mean()),
         loss_se=float(spread / math.sqrt(len(blocks))),
-        bits_per_byte=float(block_loss.sum() * tokens_in_block / math.log(2) / block_bytes.sum()),
+        bits_per_byte=bits_per_byte,
         tokens=len(blocks) * tokens_in_block,
     )
