@@ -106,8 +106,8 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     Returns a result with status "finished" or "diverged". Raises Stopped, after a checkpoint, once
     `should_stop()` is true; whatever else goes wrong is raised as it is.
 
-    On a CPU the result is a function of `spec` and the numerical libraries alone, bit for bit,
-    however often the run was stopped.
+    On a CPU the result is a function of `spec`, of `execution`'s threads and micro-batches and of
+    the numerical libraries alone, bit for bit, however often the run was stopped.
     """
     learner = build_learner(spec, execution)
     data = Path(execution.data_folder)
@@ -169,7 +169,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
 def _diverged(
     spec: RunSpec, state: TrainingState, window: list[float], ceiling: float, execution: Execution
 ) -> RunResult:
-    bad = next((i for i, loss in enumerate(window) if not math.isfinite(loss)), 0)
+    bad = next(i for i, loss in enumerate(window) if not loss <= ceiling)
     step = state.step - len(window) + bad + 1
     reason = f"training loss {window[bad]:.4g} at step {step} of {spec.steps} (limit {ceiling:.3g} nats a token)"
     return result_for(spec, "diverged", state.step, reason=reason, **_timing(spec, state, execution))
@@ -202,7 +202,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, spec: RunSpec, resume_after: int) -> None:
         """Drop the lines after step `resume_after`: the run is about to write them again."""
-        self.spec, self.flops_per_step = spec, spec.flops / spec.steps
+        self.path, self.spec, self.flops_per_step = path, spec, spec.flops / spec.steps
         kept = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -212,7 +212,6 @@ class MetricsLog:
                 except (ValueError, KeyError):
                     continue  # cut off by the crash that made this a resumption
         write_atomically(path, "".join(kept))
-        self.file = open(path, "a", encoding="utf-8", buffering=1)
 
     def training(self, state: TrainingState, *, loss: float, lr: float, grad_norm: float) -> None:
         self._write(state, loss=loss, lr=lr, grad_norm=grad_norm)
@@ -228,4 +227,5 @@ class MetricsLog:
             **values,
             "seconds": round(state.seconds, 3),
         }
-        self.file.write(json.dumps(line) + "\n")
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
