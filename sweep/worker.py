@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 from sweep.files import RunFolder, read_json
 
@@ -29,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     request = read_json(folder.spec)
     stop = StopRequest()
     lock = open(folder.lock, "w")
-    _lock(lock, folder)
+    if not _lock(lock, folder, stop):
+        return EX_TEMPFAIL
     return _run(folder, request, stop)
 
 
@@ -73,13 +75,17 @@ class StopRequest:
         return self.told or os.getppid() != self.parent
 
 
-def _lock(file, folder: RunFolder) -> None:
-    """Take the run's lock, waiting for an orphan of a killed coordinator to leave it."""
+def _lock(file: TextIO, folder: RunFolder, stop: StopRequest) -> bool:
+    """Take the run's lock, waiting for an orphan of a killed coordinator to leave it; False when told
+    to stop meanwhile."""
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
     while True:
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
+            if stop():
+                return False
             if time.monotonic() > deadline:
                 raise SystemExit(f"{folder.path}: another worker has held this run for {LOCK_WAIT_SECONDS:.0f} s")
             time.sleep(0.1)
