@@ -13,6 +13,7 @@ import pytest
 
 from analysis.report import theme, words, write_report
 from analysis.report.document import compose
+from analysis.report.figures import isoflop_curves
 from analysis.report.headline import latest_predictions
 from analysis.report.tables import ROWS_SHOWN
 from analysis.values import (
@@ -179,6 +180,17 @@ def sample_fit(law: str, runs: Runs, values: dict[str, float], status=Status.CON
     )
 
 
+def fit_of_minima(isoflops: tuple[Isoflop, ...]) -> LawFit:
+    """L(C) through the budgets' minima: its points are budgets, not runs."""
+    fit = sample_fit(
+        "compute", sample_runs(), {"E": 0.8, "a": 60.0, "b": -0.16}, Status.AT_BOUND, "E sits on 0"
+    )
+    groups = tuple(isoflop.group for isoflop in isoflops)
+    return dataclasses.replace(
+        fit, n=len(groups), run_ids=groups, log_residuals=fit.log_residuals[: len(groups)]
+    )
+
+
 def sample_frontier() -> Frontier:
     flops = np.geomspace(1e11, 1e13, 30)
     params = best_params(flops)
@@ -268,6 +280,7 @@ def sample_allocations() -> tuple[Allocation, ...]:
 def sample_analysis(**changes) -> Analysis:
     """A scored sweep in which everything that the report can show is there."""
     runs = sample_runs()
+    isoflops = changes.get("isoflops", sample_isoflops(runs))
     lowest = [int(np.flatnonzero(runs.flops == c)[runs.loss[runs.flops == c].argmin()]) for c in BUDGETS]
     values = {"E": E, "A": A, "B": B, "alpha": ALPHA, "beta": BETA}
     sample = Analysis(
@@ -284,9 +297,9 @@ def sample_analysis(**changes) -> Analysis:
         fits=(
             sample_fit("separable", runs, values),
             sample_fit("coupled", runs, {**values, "k": 1.1}),
-            sample_fit("compute", runs, {"E": 0.8, "a": 60.0, "b": -0.16}, Status.AT_BOUND, "E sits on 0"),
+            *([fit_of_minima(isoflops)] if isoflops else []),
         ),
-        isoflops=sample_isoflops(runs),
+        isoflops=isoflops,
         envelope=Envelope(
             tuple(runs.run_id[i] for i in lowest),
             *(c[lowest] for c in (runs.flops, runs.params, runs.tokens, runs.loss)),
@@ -565,6 +578,28 @@ def test_the_headline_is_the_latest_prediction_of_the_dearest_target():
 def test_a_verdict_that_changed_since_the_prediction_comes_first():
     sample = sample_analysis(verdict=Verdict.NOT_SUPPORTED, reasons=("the laws disagree",))
     assert "“weak”" in compose(sample).problems[0] and "the laws disagree" in compose(sample).problems[0]
+
+
+def test_many_problems_are_all_told_the_worst_first_and_the_rest_at_the_end(tmp_path):
+    told = tuple(f"Problem number {i}." for i in range(30))
+    document = compose(sample_analysis(problems=told))
+    assert document.problems == (*told[:8], "22 further problems at the end of this report.")
+    page = write_report(without_results(problems=told), tmp_path).read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    assert all(page.count(problem) == 1 and markdown.count(problem) == 1 for problem in told)
+    assert page.index(told[7]) < page.index("<main>") < page.index(told[8])
+
+
+def test_an_interval_without_end_does_not_stretch_the_isoflop_figure():
+    isoflops = sample_isoflops(sample_runs())
+    endless = dataclasses.replace(
+        isoflops[0], params_opt=Estimate(isoflops[0].params_opt.value, 1e-6, 1e21, 1.0)
+    )
+    before, after = (
+        isoflop_curves(sample_analysis(isoflops=curves)).figure.axes[0].get_xlim()
+        for curves in (isoflops, (endless, *isoflops[1:]))
+    )
+    assert before == after
 
 
 def test_known_entropy_is_shown_beside_the_fit():

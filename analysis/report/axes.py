@@ -16,8 +16,8 @@ from analysis.report.theme import MUTED
 WIDTH = 8.8
 """Inches; the page's column, so that 9 points read as 12 pixels."""
 
-RASTER = 1500
-"""Points in one figure from which they are drawn as pixels: as SVG each takes some 100 bytes."""
+RASTER = 500
+"""Points of one kind from which they are drawn as pixels: as SVG each takes some 150 bytes."""
 
 NARROW = 1.3
 """Decades below which an axis of a small panel has ticks at 2 and 5 times a power of ten too."""
@@ -75,6 +75,18 @@ def _log_ticks(axis: Axis, limits: tuple[float, float], say: Callable[[float], s
     axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
+
+
+def legend(axes: Axes, columns: int) -> None:
+    """Above the axes, where it covers no data."""
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        columnspacing=1.4,
+        handletextpad=0.5,
+        borderpad=0,
+    )
 
 
 def widen(axes: Axes, right: float) -> None:

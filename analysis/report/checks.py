@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis.report import theme, words
-from analysis.report.axes import NARROW, RASTER, compute_x, dots, log_x, panels, percent_y
+from analysis.report.axes import NARROW, RASTER, compute_x, dots, legend, log_x, panels, percent_y
 from analysis.report.drawing import Drawing, colour_key, scatter
 from analysis.report.theme import PAPER, TARGET
 from analysis.values import Analysis, BacktestRow, LawFit, Status
@@ -22,11 +22,9 @@ def fit_residuals(analysis: Analysis) -> Drawing | None:
     columns = min(3, len(fits))
     rows = -(-len(fits) // columns)
     figure, cells = panels(columns, height=2.7 * rows + 0.3, rows=rows, share_y=True)
-    place = {run_id: i for i, run_id in enumerate(analysis.runs.run_id)}
     for axes, fit in zip(cells, fits, strict=False):
-        runs = analysis.runs.take(np.array([place[run_id] for run_id in fit.run_ids]))
         percent_y(axes)
-        scatter(axes, analysis, runs.flops, 100 * np.expm1(fit.log_residuals), runs.group)
+        scatter(axes, analysis, fit.run_ids, 100 * np.expm1(fit.log_residuals))
         axes.set_title(_fit_title(fit))
         compute_x(axes, between=NARROW)
     for axes in cells[len(fits) :]:
@@ -71,7 +69,7 @@ def backtest_errors(analysis: Analysis) -> Drawing | None:
             _intervals(axes, own, shift)
     log_x(axes, "extrapolation: compute of the run over that of the dearest run fitted", words.factor)
     axes.set_ylabel("predicted over measured loss")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5, columnspacing=1.2, handletextpad=0.1)
+    legend(axes, columns=5)
     caption = "Runs that were predicted from cheaper runs alone: the error to expect at a distance"
     if combined:
         caption += (

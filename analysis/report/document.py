@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from analysis.report import headline, tables
+from analysis.report import headline, tables, words
 from analysis.report.tables import Table
 from analysis.values import Analysis
+
+PROBLEMS_SHOWN = 8
+"""Problems told before the first figure; the others follow at the end. Assumption: more push the
+figure off the first screen, and the analysis puts the worst first."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +24,19 @@ class Listing:
 
 @dataclass(frozen=True)
 class Section:
-    """`figures` are names of drawings, shown above the tables."""
+    """`figures` are names of drawings; they stand above the tables. `points` is a list of sentences."""
 
     title: str
     figures: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     listings: tuple[Listing, ...] = ()
+    points: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Document:
-    """`lede`: what a decision rests on, a sentence each. `problems`: what may overturn it.
+    """`lede`: what a decision rests on, a sentence each. `problems`: what may overturn it, worst first;
+    where there are many, the last one says where the others stand.
     `verdict` names the badge's class, `badge` is what it says."""
 
     title: str
@@ -46,6 +52,9 @@ class Document:
 def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
     """Everything that the report says about `analysis`; `drawn` names the figures that there are."""
     predictions = headline.latest_predictions(analysis)[-1:]
+    problems = headline.problems(analysis)
+    beyond = len(problems) - PROBLEMS_SHOWN
+    more = (f"{words.plural(beyond, 'further problem')} at the end of this report.",) if beyond > 0 else ()
     sections = (
         Section(
             "Prediction and measurement",
@@ -68,6 +77,7 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
         ),
         Section("Backtests", ("backtests",)),
         Section("Runs", (), (tables.runs(analysis), tables.exclusions(analysis))),
+        Section("Further problems", points=problems[PROBLEMS_SHOWN:]),
         _reproduction(analysis),
     )
     filled = (_filled(section, drawn) for section in sections)
@@ -78,8 +88,8 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
         tally=headline.tally(analysis),
         units=headline.units(analysis),
         lede=headline.lede(analysis),
-        problems=headline.problems(analysis),
-        sections=tuple(s for s in filled if s.figures or s.tables or s.listings),
+        problems=(*problems[:PROBLEMS_SHOWN], *more),
+        sections=tuple(s for s in filled if s.figures or s.tables or s.listings or s.points),
     )
 
 
@@ -90,6 +100,7 @@ def _filled(section: Section, drawn: Collection[str]) -> Section:
         tuple(name for name in section.figures if name in drawn),
         tuple(table for table in section.tables if table is not None),
         section.listings,
+        section.points,
     )
 
 

@@ -25,15 +25,23 @@ class Drawing:
     figure: Figure
 
 
-def scatter(axes: Axes, analysis: Analysis, x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> None:
-    """Runs coloured by their budget, grey where they have none."""
+def scatter(axes: Axes, analysis: Analysis, names: Sequence[str], y: np.ndarray) -> None:
+    """Dots at (C, y [name]) in the colour of their budget, grey where they belong to none. A name is
+    a run's id, or a budget's group where a law is fitted to the budgets' minima."""
     colours = budget_colours(analysis)
-    by_run = np.array([colours.get(group, MUTED) for group in groups])
-    size = 4.5 if len(x) < 200 else 2.5
-    for colour in dict.fromkeys((MUTED, *colours.values())):
-        own = by_run == colour
+    colour_of = {isoflop.group: colours[isoflop.group] for isoflop in analysis.isoflops}
+    colour_of |= {
+        run_id: colours[isoflop.group] for isoflop in analysis.isoflops for run_id in isoflop.run_ids
+    }
+    flops_of = {isoflop.group: isoflop.flops for isoflop in analysis.isoflops}
+    flops_of |= dict(zip(analysis.runs.run_id, analysis.runs.flops, strict=True))
+    x = np.array([flops_of[name] for name in names])
+    colour = np.array([colour_of.get(name, MUTED) for name in names])
+    size = 4.5 if len(analysis.runs) < 200 else 2.5
+    for shade in dict.fromkeys((MUTED, *colours.values())):
+        own = colour == shade
         if own.any():
-            dots(axes, x[own], y[own], ms=size, color=colour, alpha=0.85, mew=0, rasterized=len(x) > RASTER)
+            dots(axes, x[own], y[own], ms=size, color=shade, alpha=0.85, mew=0, rasterized=len(x) > RASTER)
 
 
 def budget_colours(analysis: Analysis) -> dict[str, str]:
@@ -43,7 +51,7 @@ def budget_colours(analysis: Analysis) -> dict[str, str]:
 
 
 def colour_key(analysis: Analysis) -> str:
-    return ", coloured by its compute budget" if analysis.isoflops else ""
+    return ", coloured by the compute budget it belongs to" if analysis.isoflops else ""
 
 
 def compute_span(analysis: Analysis) -> np.ndarray:

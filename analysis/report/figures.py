@@ -16,6 +16,7 @@ from analysis.report.axes import (
     compute_x,
     dots,
     label_ends,
+    legend,
     log_x,
     log_y,
     loss_y,
@@ -33,6 +34,9 @@ NAMES = ("loss-against-compute", "isoflop-curves", "optimal-allocation", "residu
 TALLEST = 1.15
 """Runs that no fit used are drawn up to this multiple of the largest fitted loss."""
 
+BUDGETS_LABELLED = 14
+"""With more budgets than this their labels would cover each other; every second or third has one."""
+
 DOTTED, DASHED = (0, (1, 2)), (0, (3, 2))
 OPTIMUM = {"marker": "D", "ms": 5.5, "mfc": PAPER, "mec": INK, "mew": 1.2, "zorder": 4}
 
@@ -47,7 +51,11 @@ def draw(analysis: Analysis) -> list[Drawing]:
             checks.fit_residuals(analysis),
             checks.backtest_errors(analysis),
         ]
-    return [drawing for drawing in drawings if drawing is not None]
+        drawn = [drawing for drawing in drawings if drawing is not None]
+        for drawing in drawn:
+            drawing.figure.draw_without_rendering()
+            drawing.figure.set_layout_engine("none")  # the layout stands: not again for every file
+    return drawn
 
 
 # --- loss against compute -------------------------------------------------------------------------
@@ -59,7 +67,7 @@ def loss_against_compute(analysis: Analysis) -> Drawing | None:
     if not len(runs):
         return None
     figure, (axes,) = panels(1, height=4.7)
-    scatter(axes, analysis, runs.flops, runs.loss, runs.group)
+    scatter(axes, analysis, runs.run_id, runs.loss)
     if len(envelope.flops):
         axes.plot(
             envelope.flops, envelope.loss, color=INK, lw=1.0, label="envelope: no cheaper run is better"
@@ -75,7 +83,7 @@ def loss_against_compute(analysis: Analysis) -> Drawing | None:
         axes.axvline(dearest, color=MUTED, lw=0.7, ls=(0, (2, 3)))
         note(axes, dearest, "fitted", side=-1)
         note(axes, dearest, "extrapolated", side=1)
-    axes.legend(loc="upper right")
+    legend(axes, columns=3)
     caption = f"Each dot is a run{colour_key(analysis)}; the line through the lowest is the envelope"
     if law:
         caption += f", and the blue line {law}"
@@ -146,15 +154,20 @@ def isoflop_curves(analysis: Analysis) -> Drawing | None:
     figure, (axes,) = panels(1, height=4.7)
     colours = budget_colours(analysis)
     for isoflop in isoflops:
-        _isoflop(axes, isoflop, colours[isoflop.group])
+        dots(axes, isoflop.params, isoflop.loss, ms=4.5, color=colours[isoflop.group], mec=PAPER, mew=0.5)
+    axes.set(xscale="log", yscale="log")
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # by the runs: an interval may be without end
+    for isoflop in isoflops:
+        _parabola(axes, isoflop, colours[isoflop.group])
     log_x(axes, f"N, {words.parameters(analysis.params_kind)}", words.tick_count)
     loss_y(axes)
     widen(axes, right=0.16)
-    label_ends(axes, [_budget_label(isoflop, colours[isoflop.group]) for isoflop in isoflops])
+    shown = isoflops[:: -(-len(isoflops) // BUDGETS_LABELLED)]
+    label_ends(axes, [_budget_label(isoflop, colours[isoflop.group]) for isoflop in shown])
     bracketed = sum(isoflop.bracketed for isoflop in isoflops)
     caption = (
         "Runs of one compute budget (FLOPs at the right end) share a colour; the diamond is the minimum of "
-        f"their parabola, the bar across it its 90% interval: {bracketed} of "
+        f"their parabola, the bar across it its 90% interval, as far as the frame: {bracketed} of "
         f"{words.plural(len(isoflops), 'budget')} have their minimum between sizes that were run"
     )
     if bracketed < len(isoflops):
@@ -162,15 +175,14 @@ def isoflop_curves(analysis: Analysis) -> Drawing | None:
     return Drawing("isoflop-curves", "Loss against size within each budget", f"{caption}.", figure)
 
 
-def _isoflop(axes: Axes, isoflop: Isoflop, colour: str) -> None:
-    dots(axes, isoflop.params, isoflop.loss, ms=4.5, color=colour, mec=PAPER, mew=0.5)
+def _parabola(axes: Axes, isoflop: Isoflop, colour: str) -> None:
     optimum = isoflop.params_opt
     if np.isfinite(isoflop.coefficients).all():
         reach = [*isoflop.params, *([optimum.value] if optimum else [])]
         params = np.geomspace(min(reach), max(reach), 80)
         axes.plot(params, isoflop.loss_at(params), color=colour, ls="-" if isoflop.bracketed else DASHED)
     if optimum is not None:
-        axes.plot([optimum.lo, optimum.hi], [isoflop.loss_min] * 2, color=INK, lw=0.9)
+        axes.plot([optimum.lo, optimum.hi], [isoflop.loss_min] * 2, color=colour, lw=1.0, alpha=0.7)
         dots(axes, [optimum.value], [isoflop.loss_min], **OPTIMUM)
 
 
@@ -214,9 +226,15 @@ def _allocation(axes: Axes, analysis: Analysis, what: str, exponent: str) -> Non
     if minima:
         optima = [i.params_opt.value if what == "params" else i.tokens_opt for i in minima]
         dots(axes, [i.flops for i in minima], optima, **OPTIMUM, label="IsoFLOP minima")
-    for allocation, colour in zip(analysis.allocations, theme.LAWS, strict=False):
+    for allocation in analysis.allocations:
         name = f"approach {allocation.approach}: {exponent} = {getattr(allocation, exponent).value:.2f}"
-        axes.plot(span, getattr(allocation, f"{what}_at")(span), color=colour, lw=1.4, label=name)
+        axes.plot(
+            span,
+            getattr(allocation, f"{what}_at")(span),
+            color=theme.LAWS[allocation.approach - 1],
+            lw=1.4,
+            label=name,
+        )
     ends = _published_slopes(axes, analysis, what, exponent, span)
     for prediction in latest_predictions(analysis):
         star = {"marker": "*", "ms": 11, "mfc": PAPER, "mec": TARGET, "zorder": 5}
@@ -230,7 +248,7 @@ def _allocation(axes: Axes, analysis: Analysis, what: str, exponent: str) -> Non
     log_y(axes, label, words.tick_count)
     widen(axes, right=0.3)
     label_ends(axes, ends)
-    axes.legend(loc="upper left")
+    legend(axes, columns=2)
 
 
 def _published_slopes(

@@ -61,8 +61,8 @@ def tally(analysis: Analysis) -> str:
 def units(analysis: Analysis) -> str:
     return (
         f"N counts {words.parameters(analysis.params_kind)}, D training tokens (repeats included), C "
-        f"training FLOPs ({analysis.flops_kind}). A loss is held-out cross-entropy in nats a token. Intervals are "
-        "90% intervals."
+        f"training FLOPs ({analysis.flops_kind}). A loss is held-out cross-entropy in nats a token. "
+        "Intervals are 90% intervals."
     )
 
 

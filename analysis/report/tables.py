@@ -84,7 +84,7 @@ def laws_of(prediction: Prediction) -> Table | None:
         )
         for law, loss in prediction.by_law.items()
     ]
-    note = f"For {words.flops(prediction.target.flops)} FLOPs. {prediction.law}"
+    note = f"For {words.flops(prediction.target.flops)} FLOPs: {words.listing([prediction.law])}."
     return table("What each law says", ("|law", "predicted loss", "weight"), rows, note)
 
 
@@ -155,7 +155,7 @@ def _exponents(allocation: Allocation) -> tuple[str, ...]:
 
 def laws(analysis: Analysis) -> Table | None:
     """How each fit ended."""
-    headings = ("|law", "|equation", "runs", "RMS residual", "starts at the optimum", "objective", "|status")
+    headings = ("|law", "|equation", "points", "RMS residual", "starts at the optimum", "objective", "|status")
     knees = ", ".join(dict.fromkeys(f"{fit.delta:g}" for fit in analysis.fits))
     sources = words.listing([f"{fit.law}: {fit.source}" for fit in analysis.fits])
     note = (

@@ -13,11 +13,11 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def count(value: float | None) -> str:
-    """A count (parameters, tokens) to three digits: 3120000 is "3.12M"; from 1e15 on "1.2e15"."""
+    """A count (parameters, tokens) to three digits: 3120000 is "3.12M"; "1.2e15" from there on."""
     if not _finite(value):
         return NONE
     rounded = float(f"{value:.3g}")
-    if rounded >= 1e15:
+    if rounded >= 1e15 or 0 < rounded < 0.01:
         return flops(value)
     for unit, suffix in _SUFFIXES:
         if rounded >= unit:
