@@ -261,8 +261,9 @@ def by_envelope(runs: Runs) -> Allocation | Skipped:
     Where the sweep runs a few sizes a budget, N can only take those, so this is the coarsest.
     """
     points = envelope(runs)
-    if len(np.unique(points.params)) < 3:
-        return Skipped("approach 1", f"the envelope holds {len(np.unique(points.params))} sizes; it needs 3")
+    distinct = min(len(np.unique(points.params)), len(np.unique(points.flops)))
+    if distinct < 3:
+        return Skipped("approach 1", f"the envelope holds {distinct} distinct sizes and costs; it needs 3 of both")
     weights = cluster_weights(runs, 2, RESAMPLES, SEED)
     slopes = []
     for weight in weights:

@@ -186,19 +186,14 @@ def frontier(known: Model, dearest: float, points: int = 60) -> Frontier:
 
 
 def _along_optimum(runs: Runs, curves: Sequence[Isoflop]) -> LawFit | Skipped:
-    """L(C) through the bracketed minima, or where the runs form no budgets, through the envelope."""
+    """L(C) through the best run of each bracketed budget, or where the runs form no budgets, through
+    the envelope."""
     good = [curve for curve in curves if curve.bracketed]
     if curves and len(good) < FEWEST_BUDGETS:
         return Skipped("law 'compute'", f"it needs {FEWEST_BUDGETS} bracketed isoFLOP curves; there are {len(good)}")
-    if curves:
-        names = tuple(curve.group for curve in good)
-        columns = [[getattr(curve, name) for curve in good] for name in ("tokens_opt", "flops", "loss_min")]
-        params = [curve.params_opt.value for curve in good]
-    else:
-        edge = envelope(runs)
-        names, params, columns = edge.run_ids, edge.params, [edge.tokens, edge.flops, edge.loss]
-    tokens, flops, loss = (np.array(column) for column in columns)
-    points = Runs(names, names, names, np.array(params), tokens, flops, loss, np.full(len(loss), np.nan))
+    best = [curve.run_ids[int(np.argmin(curve.loss))] for curve in good] or envelope(runs).run_ids
+    place = {run_id: i for i, run_id in enumerate(runs.run_id)}
+    points = runs.take(np.array([place[run_id] for run_id in best]))
     try:
         fit, theta = fit_law(COMPUTE, points)
     except ValueError as error:

@@ -81,12 +81,13 @@ def budgets(flops: np.ndarray) -> list[np.ndarray]:
 
 
 def cuts(runs: Runs) -> list[float]:
-    """FLOPs to cut at, ascending: between budgets, or where the runs form none (fewer than three to
-    a budget, or a budget that spreads as far as the next), at quantiles of their FLOPs."""
+    """FLOPs to cut at, ascending: after the second budget and each later one but the last, or where
+    the runs form no budgets (fewer than three to each, or one that spreads as far as the next), at
+    quantiles of their FLOPs."""
     flops = np.sort(runs.flops)
     levels = [runs.flops[index] for index in budgets(runs.flops)]
     formed = len(runs) >= 3 * len(levels) and all(level.max() / level.min() < SAME_BUDGET**2 for level in levels)
-    if formed and len(levels) >= 3:
+    if formed:
         tops = [float(level.max()) for level in levels[1:-1]]
     else:
         shares = np.linspace(CHEAPEST_SHARE, DEAREST_SHARE, CUTS)
