@@ -13,7 +13,7 @@ import pytest
 
 from analysis.report import theme, words, write_report
 from analysis.report.document import compose
-from analysis.report.figures import isoflop_curves
+from analysis.report.figures import isoflop_curves, loss_against_compute
 from analysis.report.headline import latest_predictions
 from analysis.report.tables import ROWS_SHOWN
 from analysis.values import (
@@ -571,8 +571,20 @@ def test_the_headline_is_the_latest_prediction_of_the_dearest_target():
     sample = sample_analysis(predictions=(other, new, old))
     assert latest_predictions(sample) == [other, new]
     assert "1.0e13 FLOPs" in compose(sample).lede[0]
+    assert compose(sample).lede[1].endswith("inside the interval.")
     table = compose(sample).sections[0].tables[0]
     assert len(table.rows) == 3
+
+
+def test_many_scored_targets_are_counted_in_the_lede_and_one_is_labelled():
+    made = tuple(
+        sample_prediction(measured=loss, target=Target(1e5, 3e6, flops))
+        for loss, flops in ((1.55, 2e12), (1.70, 3e12), (1.56, 4e12), (1.56, 5e12))
+    )
+    sample = sample_analysis(predictions=(*made, sample_prediction()))
+    assert "not scored; of 4 other targets measured, 3 came out inside" in compose(sample).lede[1]
+    axes = loss_against_compute(sample).figure.axes[0]
+    assert [text.get_text() for text in axes.texts if "predicted" in text.get_text()] == ["predicted 1.548"]
 
 
 def test_a_verdict_that_changed_since_the_prediction_comes_first():

@@ -34,6 +34,9 @@ NAMES = ("loss-against-compute", "isoflop-curves", "optimal-allocation", "residu
 TALLEST = 1.15
 """Runs that no fit used are drawn up to this multiple of the largest fitted loss."""
 
+TARGETS_LABELLED = 3
+"""With more targets than this only the dearest one's losses are written beside it."""
+
 BUDGETS_LABELLED = 14
 """With more budgets than this their labels would cover each other; every second or third has one."""
 
@@ -74,7 +77,9 @@ def loss_against_compute(analysis: Analysis) -> Drawing | None:
         )
     law = _law_curve(axes, analysis)
     for prediction in predictions:
-        _target(axes, prediction)
+        _target(
+            axes, prediction, labelled=len(predictions) <= TARGETS_LABELLED or prediction is predictions[-1]
+        )
     _unused(axes, analysis)
     compute_x(axes)
     loss_y(axes)
@@ -111,18 +116,19 @@ def _law_curve(axes: Axes, analysis: Analysis) -> str:
     return ""
 
 
-def _target(axes: Axes, prediction: Prediction) -> None:
+def _target(axes: Axes, prediction: Prediction, labelled: bool) -> None:
     x, loss = prediction.target.flops, prediction.loss
     ends = [[loss - prediction.lo90], [prediction.hi90 - loss]]
-    axes.errorbar(
-        x, loss, yerr=ends, color=TARGET, marker="_", ms=9, capsize=5, lw=1.6, capthick=1.6, zorder=5
-    )
+    width, cap, star = (1.6, 5, 13) if labelled else (0.9, 2, 7)
+    bar = {"lw": width, "capthick": width, "capsize": cap, "ms": 2 * cap}
+    axes.errorbar(x, loss, yerr=ends, color=TARGET, marker="_", zorder=5, **bar)
     text = f"predicted {words.loss(loss, 3)}"
     if prediction.measured is not None:
-        dots(
-            axes, [x], [prediction.measured.loss], marker="*", ms=13, mfc=TARGET, mec=PAPER, mew=0.8, zorder=6
-        )
+        look = {"marker": "*", "ms": star, "mfc": TARGET, "mec": PAPER, "mew": 0.8, "zorder": 6}
+        dots(axes, [x], [prediction.measured.loss], **look)
         text += f"\nmeasured {words.loss(prediction.measured.loss, 3)}"
+    if not labelled:
+        return
     place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "va": "bottom"}
     axes.annotate(text, (x, prediction.hi90), color=TARGET, fontweight="bold", **place)
 

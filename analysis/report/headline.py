@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from analysis.report import words
-from analysis.values import Analysis, Measured, Prediction, RunRow, Verdict
+from analysis.values import Analysis, Prediction, RunRow, Verdict
 
 VERDICTS = {
     Verdict.SUPPORTED: "The data support {} extrapolation",
@@ -35,7 +35,7 @@ def lede(analysis: Analysis) -> tuple[str, str, str]:
         return "No target run was predicted.", _measured_range(analysis), verdict
     prediction = predictions[-1]
     verdict = _verdict("this", prediction.verdict, prediction.reasons)
-    return _predicted(prediction, analysis), _outcome(prediction.measured), verdict
+    return _predicted(prediction, analysis), _outcome(prediction, predictions[:-1]), verdict
 
 
 def problems(analysis: Analysis) -> tuple[str, ...]:
@@ -97,16 +97,28 @@ def _distance(prediction: Prediction, analysis: Analysis) -> str:
     return f", {words.factor(ratio)} the dearest run fitted"
 
 
-def _outcome(measured: Measured | None) -> str:
+def _outcome(prediction: Prediction, others: Sequence[Prediction]) -> str:
+    measured = prediction.measured
     if measured is None:
-        return "No measurement of this run is known yet, so the prediction is not scored."
+        return f"No measurement of this run is known yet, so the prediction is not scored{_others(others)}."
     loss = words.loss_with_error(measured.loss, measured.loss_se)
     runs = "" if len(measured.run_ids) < 2 else f" (mean of {words.plural(len(measured.run_ids), 'run')})"
     side = "high" if measured.error_pct > 0 else "low"
     where = "inside" if measured.inside else "outside"
     return (
         f"Trained afterwards, it measured {loss}{runs}: the prediction was "
-        f"{words.percent(abs(measured.error_pct))} too {side}, and the measurement lies {where} the interval."
+        f"{words.percent(abs(measured.error_pct))} too {side}, and the measurement lies {where} the interval"
+        f"{_others(others)}."
+    )
+
+
+def _others(predictions: Sequence[Prediction]) -> str:
+    measured = [prediction.measured for prediction in predictions if prediction.measured is not None]
+    if not measured:
+        return ""
+    inside = sum(outcome.inside for outcome in measured)
+    return (
+        f"; of {words.plural(len(measured), 'other target')} measured, {inside} came out inside the interval"
     )
 
 

@@ -45,13 +45,16 @@ def table(
 
 def predictions(analysis: Analysis) -> Table | None:
     """Every prediction ever written for this sweep, the latest first."""
-    made = sorted(analysis.predictions, key=lambda prediction: prediction.created, reverse=True)
+    made = sorted(analysis.predictions, key=lambda p: (p.created, p.target.flops), reverse=True)
     headings = ("N", "D", "C, FLOPs", "predicted", "90% interval", "±", "measured", "error", "|inside")
     note = (
         "A prediction is written before its run's loss is read, and is never changed afterwards. "
         "Error: predicted over measured."
     )
-    return table("Predictions", (*headings, "|verdict", "|made, UTC"), map(_prediction, made), note)
+    if len(made) > ROWS_SHOWN:
+        note = f"The latest {ROWS_SHOWN} of {len(made):,}. {note}"
+    headings = (*headings, "|verdict", "|made, UTC")
+    return table("Predictions", headings, map(_prediction, made[:ROWS_SHOWN]), note)
 
 
 def _prediction(prediction: Prediction) -> tuple[str, ...]:
@@ -155,7 +158,15 @@ def _exponents(allocation: Allocation) -> tuple[str, ...]:
 
 def laws(analysis: Analysis) -> Table | None:
     """How each fit ended."""
-    headings = ("|law", "|equation", "points", "RMS residual", "starts at the optimum", "objective", "|status")
+    headings = (
+        "|law",
+        "|equation",
+        "points",
+        "RMS residual",
+        "starts at the optimum",
+        "objective",
+        "|status",
+    )
     knees = ", ".join(dict.fromkeys(f"{fit.delta:g}" for fit in analysis.fits))
     sources = words.listing([f"{fit.law}: {fit.source}" for fit in analysis.fits])
     note = (
