@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 
 from analysis.ensemble import Member
 from analysis.resample import RESAMPLES, SEED, cluster_weights, estimate
-from analysis.rollout import SAME_BUDGET
+from analysis.rollout import SAME_BUDGET, budgets
 from analysis.values import Allocation, Envelope, Estimate, Isoflop, Runs, Skipped
 
 SAME_LABEL = 1.5
@@ -261,15 +261,15 @@ def by_envelope(runs: Runs) -> Allocation | Skipped:
     Where the sweep runs a few sizes a budget, N can only take those, so this is the coarsest.
     """
     points = envelope(runs)
-    distinct = min(len(np.unique(points.params)), len(np.unique(points.flops)))
-    if distinct < 3:
-        return Skipped("approach 1", f"the envelope holds {distinct} distinct sizes and costs; it needs 3 of both")
+    sizes, levels = len(np.unique(points.params)), len(budgets(points.flops))
+    if min(sizes, levels) < 3:
+        return Skipped("approach 1", f"the envelope holds {sizes} sizes at {levels} cost levels; it needs 3 of both")
     weights = cluster_weights(runs, 2, RESAMPLES, SEED)
     slopes = []
     for weight in weights:
         drawn = np.flatnonzero(weight)
         index = drawn[_on_envelope(runs.flops[drawn], runs.loss[drawn])]
-        if len(np.unique(runs.flops[index])) >= 2:
+        if len(budgets(runs.flops[index])) >= 2:
             x = np.log(runs.flops[index])
             slopes.append([_slope(x, np.log(side[index])) for side in (runs.params, runs.tokens)])
     a_draws, b_draws = np.array(slopes).T
