@@ -5,8 +5,9 @@ matrix that sums over the width (hidden matrices and an untied head) learns at a
 to 1/width and starts with variance 1/fan_in, the head and the projections that write into the
 residual stream at zero; embeddings and norm gains learn at a rate that does not depend on width.
 A tied head keeps the embedding's rate and scales the logits by 1/width instead (table 8). The head
-size is one number for a family, so attention's 1/sqrt(head size) and μP's 1/head size differ by a
-constant only.
+size is meant to be one number for a family: then attention's 1/sqrt(head size) and μP's 1/head size
+differ by a constant only. Where the number of heads is fixed instead, scores may grow with
+sqrt(head size); over a first few updates no trace of it was found (tests/test_transfer.py).
 
 "sp", the standard parametrisation, is GPT-2's: one rate for all, normal(0, 0.02), and projections
 into the residual stream scaled by 1/sqrt(2·n_layer).
