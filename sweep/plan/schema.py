@@ -359,6 +359,13 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             wrong.append("schedule: warmup_fraction and decay_fraction exceed the run")
     elif wsd_only != (None, None):
         wrong.append("schedule: decay_fraction and decay mean nothing to kind cosine")
+    sequences, rest = divmod(config.data.eval_tokens, max(1, config.model.seq_len))
+    if rest or sequences < 2:  # one sequence alone has no standard error
+        whole = max(2, sequences) * config.model.seq_len
+        wrong.append(
+            f"data.eval_tokens: {config.data.eval_tokens} is not two or more whole sequences of model.seq_len="
+            f"{config.model.seq_len}; use {whole}, say"
+        )
     for key in ("grid.budgets", "grid.sizes"):
         if lookup(config, key) == []:
             wrong.append(f"{key}: an empty list; give one value or more")
