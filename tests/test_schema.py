@@ -61,6 +61,7 @@ def test_groups_follow_the_scale_and_each_key_can_be_set(compose):
         # out of range
         (["optim.lr=-1"], "optim.lr"),
         (["optim.clip=0"], "optim.clip"),
+        (["model.seq_len=0"], "model.seq_len"),
         (["max_hours=0"], "max_hours"),
         (["grid.budgets=[1e11,-1e11]"], "grid.budgets"),
         (["optim.lr=.inf"], "optim.lr"),
@@ -72,6 +73,8 @@ def test_groups_follow_the_scale_and_each_key_can_be_set(compose):
         (["grid.size_ratio=1.0"], "grid.size_ratio"),
         (["grid.sizes=[]"], "grid.sizes"),
         # inconsistent
+        (["model.seq_len=100"], "data.eval_tokens"),  # no whole number of sequences
+        (["data.eval_tokens=128", "model.seq_len=128"], "data.eval_tokens"),  # one has no standard error
         (["schedule.warmup_fraction=0.8"], "schedule"),
         (["schedule.decay=null"], "schedule"),
         (["schedule=cosine", "+schedule.decay=sqrt"], "schedule"),
