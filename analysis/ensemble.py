@@ -1,8 +1,7 @@
 """Several laws of (N, D) fitted to the same runs and the same resamples, speaking with one voice.
 
-No one law wins everywhere: of the separable and the coupled law either may extrapolate twice as
-well on a given sweep, and the fit's own residuals do not tell which. What tells is how each has
-extrapolated inside the sweep (analysis/rollout.py), so that is what weighs them.
+The fit's own residuals do not tell which law extrapolates best. What tells is how each has
+extrapolated inside the sweep (analysis/rollout.py), so that is what weighs those that predict.
 """
 
 from __future__ import annotations
@@ -12,13 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.fit import Problem, as_problem, fit_law
-from analysis.laws import COUPLED, SEPARABLE, Law
+from analysis.fit import Problem, fit_law
+from analysis.laws import COUPLED, SEPARABLE, SHRUNK, Law
 from analysis.resample import RESAMPLES, SEED, cluster_weights, refit, with_intervals
 from analysis.values import LawFit, Runs, Skipped
 
-SURFACES = (SEPARABLE, COUPLED)
-"""The laws of (N, D) that predict; a new one joins here."""
+SURFACES = (SEPARABLE, COUPLED, SHRUNK)
+"""The laws of (N, D) that are fitted and shown; a new one joins here."""
+
+PREDICTING = (SHRUNK,)
+"""Those of them that predict. On public and synthetic sweeps this one alone erred less, with narrower
+intervals that held as often, than weighted together with the separable law or than both free laws."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +69,9 @@ def fit_members(
             skipped.append(Skipped(f"law '{law.name}'", str(error)))
     if not fitted:
         return (), tuple(skipped)
-    weights = cluster_weights(runs, max(len(law.unknowns) for law, _, _ in fitted), resamples, seed)
+    weights = cluster_weights(runs, max(len(law.unknowns) for law, *_ in fitted), resamples, seed)
     members = []
-    for law, fit, theta in fitted:
-        problem = as_problem(law, runs)
+    for law, fit, theta, problem in fitted:
         draws = refit(problem, theta, weights)
         members.append(Member(law, with_intervals(fit, law, problem, draws), problem, theta, draws))
     return tuple(members), tuple(skipped)
@@ -80,11 +82,12 @@ def forecast(
 ) -> Forecast:
     """The weighted mean of the members' log losses at N, D [point], with what it may be off by.
 
-    `weights` names every member; those of members that are absent are left out and the rest scaled.
+    `weights` holds those of the members that predict, summing to 1; `by_law` tells what all say.
     """
+    said = {member.law.name: member.log_loss(params, tokens) for member in members}
+    members = tuple(member for member in members if member.law.name in weights)
     share = np.array([weights[member.law.name] for member in members])
-    share = share / share.sum()
-    centres, draws = zip(*(member.log_loss(params, tokens) for member in members), strict=True)
+    centres, draws = zip(*(said[member.law.name] for member in members), strict=True)
     mean = sum(w * centre for w, centre in zip(share, centres, strict=True))
     spread = sum(w * (draw - centre) for w, draw, centre in zip(share, draws, centres, strict=True))
     between = sum(w * (centre - mean) ** 2 for w, centre in zip(share, centres, strict=True))
@@ -92,7 +95,7 @@ def forecast(
     freedom = len(residual) - sum(w * len(m.law.unknowns) for w, m in zip(share, members, strict=True))
     return Forecast(
         log_loss=mean,
-        by_law={m.law.name: centre for m, centre in zip(members, centres, strict=True)},
+        by_law={name: centre for name, (centre, _) in said.items()},
         parameters=np.mean(spread**2, axis=0),
         laws=between,
         noise=float(residual @ residual / max(freedom, 1.0)),

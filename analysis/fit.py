@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,7 +34,10 @@ SAME_OPTIMUM = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is fitted: centred log-variables X [run, variable], log-loss [run], and the limits."""
+    """What is fitted: centred log-variables X [run, variable], log-loss [run], and the limits.
+
+    precision: [unknown], what (theta - anchor)²/2 weighs in the objective; 0 without a prior.
+    """
 
     law: Law
     X: np.ndarray
@@ -43,6 +46,7 @@ class Problem:
     lower: np.ndarray
     upper: np.ndarray
     delta: float
+    precision: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,31 +85,56 @@ def as_problem(law: Law, runs: Runs, delta: float = DELTA) -> Problem:
         )
     centre = log_variables.mean(axis=0)
     lower, upper = law.bounds(columns["loss"])
-    return Problem(law, log_variables - centre, np.log(columns["loss"]), centre, lower, upper, delta)
+    unpenalised = np.zeros(len(law.unknowns))
+    return Problem(law, log_variables - centre, np.log(columns["loss"]), centre, lower, upper, delta, unpenalised)
+
+
+def with_prior(problem: Problem, theta: np.ndarray) -> Problem:
+    """`problem` with its law's prior, weighed against the noise that the fit theta [unknown] leaves.
+
+    Huber's objective is a negative log-likelihood in units of a temperature t, at which
+    mean(r·psi(r)) = t (the virial theorem for density ∝ exp(-Huber/t)): the noise variance for a
+    soft knee, knee times mean absolute residual for a hard one.
+    """
+    value, _ = problem.law.evaluate(theta[None], problem.X)
+    residual = value[0] - problem.log_loss
+    freedom = max(len(residual) - len(theta), 1)
+    temperature = float(residual @ huber(residual, problem.delta)[1]) / freedom
+    return replace(problem, precision=temperature / np.square(problem.law.prior.sd))
 
 
 def solve(
-    problem: Problem, theta: np.ndarray, weights: np.ndarray, knees: tuple[float, ...] = KNEES
+    problem: Problem,
+    theta: np.ndarray,
+    weights: np.ndarray,
+    anchors: np.ndarray | None = None,
+    knees: tuple[float, ...] = KNEES,
 ) -> Solution:
     """Minimise sum_i w_i Huber(log L_fit(i) - log L_i) from each start, from soft knee to hard.
 
+    With a prior, sum_j precision_j·(theta_j - anchor_j)²/2 is added.
+
     Args:
         theta: float64[batch, unknown], starts; weights: float64[batch, run] or [run], 0 or more.
+        anchors: float64[batch, unknown], the prior's mean where None.
         knees: multiples of the knee to solve in turn, ending in 1.
     Returns:
         Solution, in the order of the starts.
     """
     theta = np.clip(theta, problem.lower, problem.upper)
     weights = np.broadcast_to(weights, (len(theta), len(problem.log_loss)))
+    if anchors is None:
+        anchors = problem.law.prior.mean if problem.law.prior else np.zeros(theta.shape[1])
+    anchors = np.broadcast_to(anchors, theta.shape)
     for knee in knees:
         iterations = ITERATIONS if knee == knees[-1] else ITERATIONS_SOFT
-        theta = _levenberg_marquardt(problem, theta, weights, knee * problem.delta, iterations)
-    objective, gradient, curvature, _ = _derivatives(problem, theta, weights, problem.delta)
+        theta = _levenberg_marquardt(problem, theta, weights, anchors, knee * problem.delta, iterations)
+    objective, gradient, curvature, _ = _derivatives(problem, theta, weights, anchors, problem.delta)
     return Solution(theta, objective, _scaled_gradient(problem, theta, objective, gradient, curvature))
 
 
 def _derivatives(
-    problem: Problem, theta: np.ndarray, weights: np.ndarray, delta: float
+    problem: Problem, theta: np.ndarray, weights: np.ndarray, anchors: np.ndarray, delta: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Objective [batch], gradient [batch, unknown] and two curvatures [batch, unknown, unknown]:
     the majorising one of reweighted least squares, and the objective's own (Gauss-Newton)."""
@@ -115,18 +144,29 @@ def _derivatives(
     size = np.abs(residual)
     majorising = weights * (delta / np.maximum(size, delta))
     own = weights * (size <= delta)
-    gradient = np.einsum("bn,bnp->bp", weights * pull, slope)
-    curvatures = [(slope * h[..., None]).transpose(0, 2, 1) @ slope for h in (majorising, own)]
-    return (weights * cost).sum(axis=1), gradient, curvatures[0], curvatures[1]
+    away = theta - anchors
+    gradient = np.einsum("bn,bnp->bp", weights * pull, slope) + problem.precision * away
+    penalty = np.diag(problem.precision)
+    curvatures = [(slope * h[..., None]).transpose(0, 2, 1) @ slope + penalty for h in (majorising, own)]
+    objective = (weights * cost).sum(axis=1) + (problem.precision * away**2).sum(axis=1) / 2
+    return objective, gradient, curvatures[0], curvatures[1]
 
 
-def _objective(problem: Problem, theta: np.ndarray, weights: np.ndarray, delta: float) -> np.ndarray:
+def _objective(
+    problem: Problem, theta: np.ndarray, weights: np.ndarray, anchors: np.ndarray, delta: float
+) -> np.ndarray:
     value, _ = problem.law.evaluate(theta, problem.X)
-    return (weights * huber(value - problem.log_loss, delta)[0]).sum(axis=1)
+    cost = (weights * huber(value - problem.log_loss, delta)[0]).sum(axis=1)
+    return cost + (problem.precision * (theta - anchors) ** 2).sum(axis=1) / 2
 
 
 def _levenberg_marquardt(
-    problem: Problem, theta: np.ndarray, weights: np.ndarray, delta: float, iterations: int
+    problem: Problem,
+    theta: np.ndarray,
+    weights: np.ndarray,
+    anchors: np.ndarray,
+    delta: float,
+    iterations: int,
 ) -> np.ndarray:
     """Damped steps within the bounds, the better of two curvatures at each, for a whole batch.
 
@@ -139,14 +179,14 @@ def _levenberg_marquardt(
     stalled = np.zeros(len(theta), dtype=int)
     active = np.arange(len(theta))
     for _ in range(iterations):
-        here, w = theta[active], weights[active]
-        objective, gradient, majorising, own = _derivatives(problem, here, w, delta)
+        here, w, anchor = theta[active], weights[active], anchors[active]
+        objective, gradient, majorising, own = _derivatives(problem, here, w, anchor, delta)
         tried, reached = [], []
         for which, curvature in enumerate((majorising, own)):
             step = _step(problem, here, gradient, curvature, majorising, damping[active, which])
             trial = np.clip(here + step, problem.lower, problem.upper)
             tried.append(trial)
-            reached.append(_objective(problem, trial, w, delta))
+            reached.append(_objective(problem, trial, w, anchor, delta))
             improved = reached[-1] < objective
             damping[active, which] = np.clip(
                 damping[active, which] * np.where(improved, 0.2, 5.0), 1e-12, 1e8
@@ -197,11 +237,12 @@ def _scaled_gradient(
     return np.where(_held(problem, theta, gradient), 0.0, np.abs(gradient) / scale).max(axis=1)
 
 
-def fit_law(law: Law, runs: Runs, *, delta: float = DELTA) -> tuple[LawFit, np.ndarray]:
+def fit_law(law: Law, runs: Runs, *, delta: float = DELTA) -> tuple[LawFit, np.ndarray, Problem]:
     """Fit one law to `runs` from its own starts.
 
     Returns:
-        the LawFit, without intervals (analysis/resample.py adds them), and theta float64[unknown].
+        the LawFit, without intervals (analysis/resample.py adds them), theta float64[unknown], and
+        the Problem that it solves.
     Raises:
         ValueError: as `as_problem`.
     """
@@ -209,6 +250,10 @@ def fit_law(law: Law, runs: Runs, *, delta: float = DELTA) -> tuple[LawFit, np.n
     ones = np.ones(len(runs))
     starts = law.start(problem.X, runs.loss, ones)
     solution = solve(problem, starts, ones)
+    if law.prior:
+        free = solution.theta[int(np.argmin(solution.objective))]
+        problem, starts = with_prior(problem, free), np.vstack([starts, free])
+        solution = solve(problem, starts, ones)
     best = int(np.argmin(solution.objective))
     theta = solution.theta[best]
     floor = len(runs) * (1e-9 * delta)  # objective of residuals far below any loss's own digits
@@ -228,7 +273,7 @@ def fit_law(law: Law, runs: Runs, *, delta: float = DELTA) -> tuple[LawFit, np.n
         ),
         status=status,
         reason=reason,
-        objective=float(solution.objective[best]),
+        objective=float(huber(value[0] - problem.log_loss, delta)[0].sum()),
         delta=delta,
         n=len(runs),
         starts=len(starts),
@@ -236,7 +281,7 @@ def fit_law(law: Law, runs: Runs, *, delta: float = DELTA) -> tuple[LawFit, np.n
         log_residuals=problem.log_loss - value[0],
         run_ids=runs.run_id,
     )
-    return fit, theta
+    return fit, theta, problem
 
 
 def _status(

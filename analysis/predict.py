@@ -18,8 +18,8 @@ from analysis.allocate import (
     isoflops,
     optimal_log_params,
 )
-from analysis.ensemble import Member, fit_members, forecast
-from analysis.fit import as_problem, fit_law
+from analysis.ensemble import PREDICTING, Member, fit_members, forecast
+from analysis.fit import fit_law
 from analysis.laws import COMPUTE
 from analysis.resample import RESAMPLES, cluster_weights, refit, with_intervals
 from analysis.rollout import Calibration, calibrate, roll
@@ -62,6 +62,12 @@ class Model:
     skipped: tuple[Skipped, ...]
 
     @property
+    def predicting(self) -> tuple[tuple[Member, float], ...]:
+        """The laws that predict, with their weights."""
+        weights = self.calibration.weights
+        return tuple((member, weights[member.law.name]) for member in self.members if member.law.name in weights)
+
+    @property
     def fits(self) -> tuple[LawFit, ...]:
         return (*(member.fit for member in self.members), *((self.compute,) if self.compute else ()))
 
@@ -74,8 +80,9 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
     if not len(runs):
         raise ValueError("no run is left to fit: every row was excluded (see the exclusions). Nothing was fitted.")
     members, skipped = fit_members(runs, resamples=resamples)
-    if not members:
-        raise ValueError(" ".join(item.reason for item in skipped[:1]))
+    missing = {law.name for law in PREDICTING} - {member.law.name for member in members}
+    if missing:
+        raise ValueError(next(item.reason for item in skipped if any(f"'{name}'" in item.what for name in missing)))
     calibration, backtests = calibrate(roll(runs))
     cost = cost_rule(runs)
     curves, draws, no_curves = isoflops(runs, cost)
@@ -85,7 +92,7 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
         by_isoflops(curves, draws, cost),
         next((by_surface(m, cost, runs) for m in members if m.law.name == "separable"), None),
     )
-    missing = tuple(item for item in (*found, compute) if isinstance(item, Skipped))
+    lacking = tuple(item for item in (*found, compute) if isinstance(item, Skipped))
     return Model(
         runs=runs,
         members=members,
@@ -96,7 +103,7 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
         envelope=envelope(runs),
         allocations=tuple(item for item in found if isinstance(item, Allocation)),
         compute=compute if isinstance(compute, LawFit) else None,
-        skipped=(*skipped, *no_curves, *missing),
+        skipped=(*skipped, *no_curves, *lacking),
     )
 
 
@@ -110,9 +117,7 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
     optimum = float(np.exp(optimal_draws(known, np.array([target.flops]))[0, 0]))
     if known.compute and 1 / NEAR_OPTIMUM < target.params / optimum < NEAR_OPTIMUM:
         by_law["compute"] = float(COMPUTE.loss_at(known.compute.values, flops=target.flops))
-    names = [member.law.name for member in known.members]
-    total = sum(known.calibration.weights[name] for name in names)
-    weights = {name: known.calibration.weights[name] / total for name in names}
+    weights = {member.law.name: weight for member, weight in known.predicting}
     evidence = Evidence(
         runs=known.runs,
         fits={member.law.name: member.fit for member in known.members},
@@ -129,7 +134,7 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
     scale = known.calibration.scale
     return Prediction(
         target=target,
-        law=" + ".join(f"{weights[name]:.2f} {name}" for name in names),
+        law=next(iter(weights)) if len(weights) == 1 else " + ".join(f"{w:.2f} {law}" for law, w in weights.items()),
         loss=float(np.exp(log_loss)),
         lo90=float(np.exp(log_loss - half)),
         hi90=float(np.exp(log_loss + half)),
@@ -150,13 +155,11 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
 
 def optimal_draws(known: Model, flops: np.ndarray) -> np.ndarray:
     """log of the compute-optimal N at each budget: row 0 the estimate, the others resamples;
-    float64[1 + resample, budget]. The laws are averaged in log N by their weights."""
-    share = np.array([known.calibration.weights[m.law.name] for m in known.members])
-    each = [
-        optimal_log_params(member, np.vstack([member.theta, member.draws]), known.cost, flops)
-        for member in known.members
-    ]
-    return sum(w * rows for w, rows in zip(share / share.sum(), each, strict=True))
+    float64[1 + resample, budget]. Laws that predict are averaged in log N."""
+    return sum(
+        weight * optimal_log_params(member, np.vstack([member.theta, member.draws]), known.cost, flops)
+        for member, weight in known.predicting
+    )
 
 
 def optimal_range(known: Model, flops: float) -> tuple[float, float, float]:
@@ -195,9 +198,8 @@ def _along_optimum(runs: Runs, curves: Sequence[Isoflop]) -> LawFit | Skipped:
     place = {run_id: i for i, run_id in enumerate(runs.run_id)}
     points = runs.take(np.array([place[run_id] for run_id in best]))
     try:
-        fit, theta = fit_law(COMPUTE, points)
+        fit, theta, problem = fit_law(COMPUTE, points)
     except ValueError as error:
         return Skipped("law 'compute'", str(error))
-    problem = as_problem(COMPUTE, points)
     draws = refit(problem, theta, cluster_weights(points, len(COMPUTE.unknowns)))
     return with_intervals(fit, COMPUTE, problem, draws)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.ensemble import SURFACES, Forecast, Member, fit_members, forecast
+from analysis.ensemble import PREDICTING, Forecast, Member, fit_members, forecast
 from analysis.values import LEVEL, BacktestRow, Runs
 
 RESAMPLES = 200
@@ -110,7 +110,7 @@ def roll(runs: Runs, *, resamples: int = RESAMPLES) -> tuple[Rollout, ...]:
 
 def weigh(rollouts: Sequence[Rollout], upto: float = np.inf) -> dict[str, float]:
     """Each law's weight from its errors on runs that cost at most `upto` FLOPs."""
-    names = [law.name for law in SURFACES]
+    names = [law.name for law in PREDICTING]
     squared = []
     for rollout in rollouts:
         seen = rollout.dearer.flops <= upto
@@ -131,7 +131,8 @@ def calibrate(rollouts: Sequence[Rollout]) -> tuple[Calibration, tuple[BacktestR
     seen, so that no forecast knows what it is scored on. Errors at one cut share its fit, so a cut
     counts as one observation of the scale: with m_j the mean of error²/variance at cut j, the
     posterior scale is (v·1 + sum m_j)/(v + J), v = PRIOR_SCALE, and a new run's error is Student t
-    with v + J degrees of freedom (Gelman et al., Bayesian Data Analysis, section 2.6).
+    with v + J degrees of freedom (Gelman et al., Bayesian Data Analysis, section 2.6). A scale below
+    1 is not taken: luck inside the sweep must not make an interval narrower than its parts.
     """
     ratios: list[float] = []
     rows: list[BacktestRow] = []
@@ -150,7 +151,7 @@ def calibrate(rollouts: Sequence[Rollout]) -> tuple[Calibration, tuple[BacktestR
 
 
 def _scale(ratios: Sequence[float]) -> float:
-    return (PRIOR_SCALE + sum(ratios)) / (PRIOR_SCALE + len(ratios))
+    return max(1.0, (PRIOR_SCALE + sum(ratios)) / (PRIOR_SCALE + len(ratios)))
 
 
 def _rows(rollout: Rollout, law: str, log_loss: np.ndarray, half: np.ndarray | None) -> list[BacktestRow]:

@@ -122,7 +122,7 @@ def _with_loss(row: RunRow, losses: Losses) -> RunRow:
 def _entropy(known: Model, entropy_rate: float | None) -> EntropyCheck | None:
     if entropy_rate is None:
         return None
-    member = max(known.members, key=lambda m: known.calibration.weights[m.law.name])
+    member, _ = max(known.predicting, key=lambda pair: pair[1])
     irreducible = next(parameter for parameter in member.fit.parameters if parameter.name == "E")
     return EntropyCheck(entropy_rate, irreducible, member.law.name)
 

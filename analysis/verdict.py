@@ -43,7 +43,7 @@ Finding = tuple[Verdict, str]
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What a prediction rests on. `half_width` of the 90% interval, in log loss; `scale` as in
-    rollout.Calibration; fits, weights and by_law by law name."""
+    rollout.Calibration; fits and by_law by law name, weights of those laws that predict."""
 
     runs: Runs
     fits: Mapping[str, LawFit]
@@ -119,8 +119,8 @@ def _fits(e: Evidence) -> Iterator[Finding]:
         yield Verdict.NOT_SUPPORTED, "no fit converged"
         return
     for name, fit in e.fits.items():
-        if fit.status != Status.CONVERGED and e.weights[name] >= COUNTS:
-            yield Verdict.WEAK, f"{name} law, weight {e.weights[name]:.2f}: {fit.reason}"
+        if fit.status != Status.CONVERGED and e.weights.get(name, 0.0) >= COUNTS:
+            yield Verdict.WEAK, f"{name} law, which predicts: {fit.reason}"
 
 
 def _agreement(e: Evidence) -> Iterator[Finding]:

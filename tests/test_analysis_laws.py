@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from analysis.fit import DELTA, as_problem, fit_law, huber, solve
-from analysis.laws import COMPUTE, COUPLED, LAWS, SEPARABLE, nonnegative_least_squares
+from analysis.fit import DELTA, as_problem, fit_law, huber, solve, with_prior
+from analysis.laws import COMPUTE, COUPLED, LAWS, SEPARABLE, SHRUNK, Prior, nonnegative_least_squares
 from analysis.table import as_runs
 from analysis.values import Status
 
 TRUTH = {
     "separable": {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.31},
     "coupled": {"E": 1.6, "A": 900.0, "B": 2500.0, "a": 0.4, "b": 0.38, "k": 0.8},
+    "shrunk": {"E": 1.6, "A": 900.0, "B": 2500.0, "a": 0.4, "b": 0.38, "k": 0.8},
     "compute": {"E": 1.5, "a": 60.0, "b": -0.12},
 }
 
@@ -47,9 +50,12 @@ def test_solver_and_natural_coordinates_say_the_same_loss(law):
     np.testing.assert_allclose(said, np.exp(law.evaluate(theta, problem.X)[0][0]), rtol=1e-10)
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
+FREE = [law for law in LAWS.values() if not law.prior]
+
+
+@pytest.mark.parametrize("law", FREE, ids=lambda law: law.name)
 def test_a_law_without_noise_is_recovered(law):
-    fit, _ = fit_law(law, grid(law=law))
+    fit, *_ = fit_law(law, grid(law=law))
     for name, value in TRUTH[law.name].items():
         assert fit.values[name] == pytest.approx(value, rel=1e-3), name
     assert fit.status == Status.CONVERGED
@@ -62,6 +68,34 @@ def test_the_separable_law_is_the_coupled_one_at_k_1():
     coupled, _ = COUPLED.evaluate(np.append(theta, 0.0)[None], problem.X)
     np.testing.assert_allclose(coupled, SEPARABLE.evaluate(theta[None], problem.X)[0], rtol=1e-13)
     assert fit_law(COUPLED, runs)[0].objective <= fit_law(SEPARABLE, runs)[0].objective
+
+
+def test_a_prior_fades_with_the_noise_and_rules_where_noise_does():
+    """Without noise the shrunk law is the free one; the noisier, the nearer k comes to its prior."""
+    runs, truth = grid(), {"E": 1.6, "A": 10.0, "B": 20.0, "a": 0.16, "b": 0.15, "k": 2.5}
+    steep = COUPLED.loss_at(truth, params=runs.params, tokens=runs.tokens)
+
+    def k_of(noise):
+        wobble = np.exp(noise * np.random.default_rng(3).standard_normal(len(steep)))
+        return fit_law(SHRUNK, as_runs(runs.params, runs.tokens, steep * wobble))[0].values["k"]
+
+    assert k_of(0.0) == pytest.approx(2.5, rel=1e-3)
+    assert abs(np.log(k_of(0.5) / 0.75)) < 0.5 * abs(np.log(2.5 / 0.75))
+
+
+def test_a_prior_that_says_nothing_changes_nothing():
+    silent = replace(SHRUNK, prior=Prior(SHRUNK.prior.mean, (np.inf,) * 6))
+    free, silenced = (fit_law(law, grid(noise=0.01))[0] for law in (COUPLED, silent))
+    assert silenced.objective == pytest.approx(free.objective, rel=1e-9)
+
+
+def test_scaling_every_prior_weight_is_what_the_temperature_does():
+    """At a soft knee the temperature is the residual variance, as in ridge regression."""
+    runs = grid(noise=0.01)
+    problem, theta = as_problem(SHRUNK, runs, delta=1e3), fit_law(COUPLED, runs, delta=1e3)[1]
+    value, _ = SHRUNK.evaluate(theta[None], problem.X)
+    variance = float(np.sum((value[0] - problem.log_loss) ** 2) / (len(runs) - 6))
+    np.testing.assert_allclose(with_prior(problem, theta).precision[3:], variance / np.array([0.2, 0.2, 0.4]) ** 2)
 
 
 def test_units_of_params_change_A_alone():
@@ -115,7 +149,7 @@ def test_huber_is_square_inside_and_linear_outside():
 
 
 def test_every_start_ends_in_the_one_optimum_of_an_easy_problem():
-    fit, _ = fit_law(SEPARABLE, grid(noise=0.003))
+    fit, *_ = fit_law(SEPARABLE, grid(noise=0.003))
     assert fit.starts > 5
     assert fit.starts_at_optimum == fit.starts
 
@@ -125,7 +159,7 @@ def test_no_irreducible_loss_is_said_to_lie_on_its_bound():
     runs = grid()
     loss = SEPARABLE.loss_at(truth, params=runs.params, tokens=runs.tokens)
     bent = loss * np.exp(-0.002 * (np.log(runs.params) - 17) ** 2)  # falls faster than any power law with E >= 0
-    fit, _ = fit_law(SEPARABLE, as_runs(runs.params, runs.tokens, bent))
+    fit, *_ = fit_law(SEPARABLE, as_runs(runs.params, runs.tokens, bent))
     assert fit.status == Status.AT_BOUND
     assert "E" in fit.at_bound
     assert "E = 0" in fit.reason
@@ -169,18 +203,18 @@ def test_nonnegative_least_squares_agrees_with_scipy():
 def test_status_not_converged_is_told_where_the_solver_is_cut_short(monkeypatch):
     monkeypatch.setattr("analysis.fit.ITERATIONS", 1)
     monkeypatch.setattr("analysis.fit.KNEES", (1.0,))
-    fit, _ = fit_law(COUPLED, grid(noise=0.02))
+    fit, *_ = fit_law(COUPLED, grid(noise=0.02))
     assert fit.status == Status.NOT_CONVERGED
     assert "slopes" in fit.reason
 
 
 def test_compute_law_needs_flops_alone():
     runs = grid(law=COMPUTE)
-    fit, _ = fit_law(COMPUTE, as_runs(np.ones(42), np.ones(42), runs.loss, flops=runs.flops))
+    fit, *_ = fit_law(COMPUTE, as_runs(np.ones(42), np.ones(42), runs.loss, flops=runs.flops))
     assert fit.values["b"] == pytest.approx(-0.12, rel=1e-3)
 
 
 def test_knee_is_the_one_that_was_asked_for():
     assert fit_law(SEPARABLE, grid(noise=0.01))[0].delta == DELTA
-    soft, _ = fit_law(SEPARABLE, grid(noise=0.01), delta=1e3)
+    soft, *_ = fit_law(SEPARABLE, grid(noise=0.01), delta=1e3)
     assert soft.objective == pytest.approx(float(np.sum(soft.log_residuals**2) / 2), rel=1e-9)

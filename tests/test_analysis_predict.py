@@ -10,7 +10,7 @@ from analysis_helpers import BUDGETS, optimal_params, sweep, target, true_loss
 
 from analysis.ensemble import fit_members, forecast
 from analysis.fit import as_problem, fit_law
-from analysis.laws import SEPARABLE
+from analysis.laws import COUPLED, SEPARABLE
 from analysis.predict import frontier, model, optimal_range, predict
 from analysis.resample import cluster_weights, estimate, refit
 from analysis.rollout import PRIOR_SCALE, budgets, calibrate, cuts, roll, weigh
@@ -60,7 +60,7 @@ def test_a_refit_is_the_fit_of_its_resample():
     drawn = refit(problem, theta, weights)
     np.testing.assert_allclose(refit(problem, theta, np.ones((1, len(runs))))[0], theta, rtol=1e-6)
     for weight, resampled in zip(weights, drawn, strict=True):
-        fit, _ = fit_law(SEPARABLE, runs.take(np.repeat(np.arange(len(runs)), weight.astype(int))))
+        fit, *_ = fit_law(SEPARABLE, runs.take(np.repeat(np.arange(len(runs)), weight.astype(int))))
         natural = SEPARABLE.natural(resampled[None], problem.centre)[0]
         assert natural[[0, 3, 4]] == pytest.approx([fit.values[n] for n in ("E", "alpha", "beta")], rel=1e-3)
 
@@ -100,7 +100,8 @@ def test_a_rollout_never_sees_what_it_predicts():
         assert before.dearer.flops.min() > before.cut_flops
 
 
-def test_the_law_that_extrapolates_better_gets_the_weight():
+def test_the_law_that_extrapolates_better_gets_the_weight(monkeypatch):
+    monkeypatch.setattr("analysis.rollout.PREDICTING", (SEPARABLE, COUPLED))
     # A strongly coupled truth, which the separable law cannot follow.
     params, tokens = sweep(sizes=8).params, sweep(sizes=8).tokens
     loss = 0.9 + (60 / params**0.9 * 30 + 9000 / tokens**0.8) ** 0.35
@@ -129,6 +130,7 @@ def test_a_forecast_of_one_member_is_that_member():
     alone = members[0].log_loss(*spot)[0]
     assert said.log_loss == pytest.approx(alone)
     assert said.laws == pytest.approx(0)
+    assert set(said.by_law) == {"separable", "coupled", "shrunk"}
     both = forecast(members, {"separable": 0.5, "coupled": 0.5}, *spot)
     assert both.laws > 0
 
@@ -145,7 +147,7 @@ def test_without_noise_the_target_is_predicted_exactly():
     spot = target()
     prediction = predict(model(sweep(), resamples=50), spot, "")
     assert prediction.by_law["coupled"] == pytest.approx(float(true_loss(spot.params, spot.tokens)), rel=1e-4)
-    assert prediction.loss == pytest.approx(prediction.by_law["coupled"], rel=1e-2)
+    assert prediction.loss == pytest.approx(prediction.by_law["coupled"], rel=1e-3)
 
 
 def outcomes(seeds: range) -> tuple[list[bool], list[float], list[float]]:
@@ -258,7 +260,7 @@ def test_far_from_the_tokens_a_parameter_that_were_run(known):
 def test_no_runs_and_too_few_runs_are_refused_in_words():
     with pytest.raises(ValueError, match="every row was excluded"):
         model(sweep().take(np.array([], dtype=int)))
-    with pytest.raises(ValueError, match="needs at least 6 runs"):
+    with pytest.raises(ValueError, match="needs at least 7 runs"):
         model(sweep().take(np.arange(4)))
 
 

@@ -133,9 +133,9 @@ def test_too_few_runs_choose_no_target_and_analyse_nothing(folder):
     write_table(folder / "runs.csv", rows_of(sweep(0.003).take(np.arange(4))))
     choice = steps.choose_target(folder, SPOT.flops)
     assert choice.status == "refused" and choice.params is None
-    assert "needs at least 6 runs" in choice.reason
+    assert "needs at least 7 runs" in choice.reason
     for step in (steps.analyse, lambda f: steps.write_prediction(f, SPOT)):
-        with pytest.raises(ValueError, match="needs at least 6 runs"):
+        with pytest.raises(ValueError, match="needs at least 7 runs"):
             step(folder)
 
 
