@@ -60,7 +60,9 @@ def main(composed: DictConfig) -> None:
 def as_request(config: Mapping[str, Any]) -> Request:
     """Raises UsageError: no runs, no place for the result, or a number that is none."""
     if not config["runs"]:
-        raise UsageError("give runs=PATH, a table of runs (.csv, .tsv, .jsonl, .parquet) or the folder of a sweep")
+        raise UsageError(
+            "give runs=PATH, a table of runs (.csv, .tsv, .jsonl, .parquet) or the folder of a sweep"
+        )
     runs = Path(str(config["runs"])).expanduser()
     is_sweep = runs.is_dir()
     if not is_sweep and not config["out"]:
@@ -72,7 +74,10 @@ def as_request(config: Mapping[str, Any]) -> Request:
         is_sweep=is_sweep,
         out=Path(str(config["out"])).expanduser() if config["out"] else runs / "report",
         columns={"params": "params_non_embedding", **columns} if is_sweep else columns,
-        **{name: _number(f"target.{name}", config["target"][name], None, 0.0) for name in ("params", "tokens", "flops")},
+        **{
+            name: _number(f"target.{name}", config["target"][name], None, 0.0)
+            for name in ("params", "tokens", "flops")
+        },
         rules=Rules(
             **{
                 name: _number(name, config[name], getattr(usual, name), -math.inf)
@@ -113,15 +118,18 @@ def make_predictions(request: Request, table: Table, known: Model) -> tuple[Pred
         made = [predict(known, target, table.digest) for target in spots.values()]
     if asked is None and not made:
         asked = optimal_target(known, DEFAULT_EXTRAPOLATION * float(known.runs.flops.max()))
-        print(f"No target given: predicting the compute-optimal run at {DEFAULT_EXTRAPOLATION:g}x the dearest one")
+        print(
+            "No target given: predicting the compute-optimal run "
+            f"at {DEFAULT_EXTRAPOLATION:g}x the dearest one"
+        )
     if asked is None or any(
         is_target(p.target, asked.params, asked.tokens) and p.ledger_digest == table.digest for p in made
     ):
         return tuple(made)
     if any(h.finished and is_target(asked, h.params, h.tokens) for h in table.holdouts):
         raise UsageError(
-            f"{request.runs}: the target (N={asked.params:.6g}, D={asked.tokens:.6g}) is already measured there, so "
-            "a number written now would be no prediction. Nothing was written."
+            f"{request.runs}: the target (N={asked.params:.6g}, D={asked.tokens:.6g}) is already measured "
+            "there, so a number written now would be no prediction. Nothing was written."
         )
     return (*made, predict(known, asked, table.digest))
 
@@ -136,8 +144,8 @@ def asked_target(request: Request, known: Model) -> Target | None:
         cost = tokens * math.exp(float(known.cost.log(np.log(params))[0]))
         if flops and not 1 / INCONSISTENT < flops / cost < INCONSISTENT:
             raise UsageError(
-                f"target.params={params:g} and target.tokens={tokens:g} cost about {cost:.3g} FLOPs by these runs, not "
-                f"target.flops={flops:g}. Leave one of the three out."
+                f"target.params={params:g} and target.tokens={tokens:g} cost about {cost:.3g} FLOPs by these "
+                f"runs, not target.flops={flops:g}. Leave one of the three out."
             )
         return Target(params, tokens, flops or cost)
     if params and flops:
@@ -145,7 +153,9 @@ def asked_target(request: Request, known: Model) -> Target | None:
     if flops and not tokens:
         return optimal_target(known, flops)
     if params or tokens:
-        raise UsageError("a target is target.params with target.tokens or target.flops, or target.flops alone")
+        raise UsageError(
+            "a target is target.params with target.tokens or target.flops, or target.flops alone"
+        )
     return None
 
 
@@ -163,8 +173,8 @@ def write(analysis: Analysis, out: Path) -> Path:
 def say_plan(request: Request, table: Table) -> None:
     columns = ", ".join(f"{meaning}={column}" for meaning, column in table.columns.items())
     print(
-        f"{request.runs}: {len(table.rows)} rows, {len(table.runs)} to fit, {len(table.exclusions)} excluded, "
-        f"{len(table.holdouts)} held out ({columns})"
+        f"{request.runs}: {len(table.rows)} rows, {len(table.runs)} to fit, {len(table.exclusions)} "
+        f"excluded, {len(table.holdouts)} held out ({columns})"
     )
     for note in table.notes:
         print(note)
@@ -183,7 +193,10 @@ def say_result(analysis: Analysis, page: Path) -> None:
     scored = [p.measured for p in analysis.predictions if p.measured]
     if len(scored) > 1:
         error = np.mean([abs(measured.error_pct) for measured in scored])
-        print(f"{len(scored)} held-out runs: mean error {error:.2f}%, {sum(m.inside for m in scored)} inside their interval")
+        print(
+            f"{len(scored)} held-out runs: mean error {error:.2f}%, "
+            f"{sum(m.inside for m in scored)} inside their interval"
+        )
     print(f"Extrapolation {analysis.verdict.value}: {'; '.join(analysis.reasons)}")
     for problem in analysis.problems:
         print(f"Note: {problem}")
@@ -215,7 +228,12 @@ def _number(name: str, value: Any, default: float | None, above: float) -> float
     """Raises UsageError: not a finite number, or not above `above`."""
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= above:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or value <= above
+    ):
         raise UsageError(f"{name}={value}: wanted a finite number" + (" above 0" if above == 0 else ""))
     return float(value)
 

@@ -117,7 +117,9 @@ def isoflops(runs: Runs, rule: CostRule) -> tuple[tuple[Isoflop, ...], np.ndarra
             skipped.append(Skipped(f"isoFLOP curve of '{name}'", f"its runs' FLOPs differ by {spread:.2g}x"))
         elif sizes < FEWEST_SIZES:
             skipped.append(
-                Skipped(f"isoFLOP curve of '{name}'", f"it has {sizes} sizes; a parabola needs {FEWEST_SIZES}")
+                Skipped(
+                    f"isoFLOP curve of '{name}'", f"it has {sizes} sizes; a parabola needs {FEWEST_SIZES}"
+                )
             )
         else:
             fitted.append((name, index, *_parabola(runs, index)))
@@ -263,7 +265,9 @@ def by_envelope(runs: Runs) -> Allocation | Skipped:
     points = envelope(runs)
     sizes, levels = len(np.unique(points.params)), len(budgets(points.flops))
     if min(sizes, levels) < 3:
-        return Skipped("approach 1", f"the envelope holds {sizes} sizes at {levels} cost levels; it needs 3 of both")
+        return Skipped(
+            "approach 1", f"the envelope holds {sizes} sizes at {levels} cost levels; it needs 3 of both"
+        )
     weights = cluster_weights(runs, 2, RESAMPLES, SEED)
     slopes = []
     for weight in weights:

@@ -80,13 +80,15 @@ def as_problem(law: Law, runs: Runs, delta: float = DELTA) -> Problem:
     if distinct < needed:
         raise ValueError(
             f"law '{law.name}' has {len(law.unknowns)} unknowns and needs at least {needed} runs of distinct "
-            f"({', '.join(law.variables)}); there are {distinct}. Add runs, or fit a law with fewer unknowns. "
-            "Nothing was fitted."
+            f"({', '.join(law.variables)}); there are {distinct}. Add runs, or fit a law with fewer "
+            "unknowns. Nothing was fitted."
         )
     centre = log_variables.mean(axis=0)
     lower, upper = law.bounds(columns["loss"])
     unpenalised = np.zeros(len(law.unknowns))
-    return Problem(law, log_variables - centre, np.log(columns["loss"]), centre, lower, upper, delta, unpenalised)
+    return Problem(
+        law, log_variables - centre, np.log(columns["loss"]), centre, lower, upper, delta, unpenalised
+    )
 
 
 def with_prior(problem: Problem, theta: np.ndarray) -> Problem:

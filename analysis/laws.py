@@ -84,7 +84,11 @@ def _start_separable(X: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np
     grid = np.geomspace(0.03, 2.0, 28)
     alpha, beta = (side.ravel() for side in np.meshgrid(grid, grid, indexing="ij"))
     powers = np.stack(
-        [np.ones((len(alpha), len(loss))), np.exp(-alpha[:, None] * X[:, 0]), np.exp(-beta[:, None] * X[:, 1])],
+        [
+            np.ones((len(alpha), len(loss))),
+            np.exp(-alpha[:, None] * X[:, 0]),
+            np.exp(-beta[:, None] * X[:, 1]),
+        ],
         axis=-1,
     )
     linear, error = nonnegative_least_squares(powers, loss, weights)
@@ -134,7 +138,9 @@ def _evaluate_coupled(theta: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.
     loss = E + reducible
     share = reducible / loss
     of_size, of_data = share * of_size, share * of_data
-    gradient = np.stack([1 / loss, of_size, of_data, -x * of_size, -y * of_data, share * k * entropy], axis=-1)
+    gradient = np.stack(
+        [1 / loss, of_size, of_data, -x * of_size, -y * of_data, share * k * entropy], axis=-1
+    )
     return np.log(loss), gradient
 
 

@@ -65,7 +65,9 @@ class Model:
     def predicting(self) -> tuple[tuple[Member, float], ...]:
         """The laws that predict, with their weights."""
         weights = self.calibration.weights
-        return tuple((member, weights[member.law.name]) for member in self.members if member.law.name in weights)
+        return tuple(
+            (member, weights[member.law.name]) for member in self.members if member.law.name in weights
+        )
 
     @property
     def fits(self) -> tuple[LawFit, ...]:
@@ -78,11 +80,15 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
     Raises ValueError: too few distinct runs for any law of (N, D), saying how many are needed.
     """
     if not len(runs):
-        raise ValueError("no run is left to fit: every row was excluded (see the exclusions). Nothing was fitted.")
+        raise ValueError(
+            "no run is left to fit: every row was excluded (see the exclusions). Nothing was fitted."
+        )
     members, skipped = fit_members(runs, resamples=resamples)
     missing = {law.name for law in PREDICTING} - {member.law.name for member in members}
     if missing:
-        raise ValueError(next(item.reason for item in skipped if any(f"'{name}'" in item.what for name in missing)))
+        raise ValueError(
+            next(item.reason for item in skipped if any(f"'{name}'" in item.what for name in missing))
+        )
     calibration, backtests = calibrate(roll(runs))
     cost = cost_rule(runs)
     curves, draws, no_curves = isoflops(runs, cost)
@@ -134,7 +140,9 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
     scale = known.calibration.scale
     return Prediction(
         target=target,
-        law=next(iter(weights)) if len(weights) == 1 else " + ".join(f"{w:.2f} {law}" for law, w in weights.items()),
+        law=next(iter(weights))
+        if len(weights) == 1
+        else " + ".join(f"{w:.2f} {law}" for law, w in weights.items()),
         loss=float(np.exp(log_loss)),
         lo90=float(np.exp(log_loss - half)),
         hi90=float(np.exp(log_loss + half)),
@@ -193,7 +201,9 @@ def _along_optimum(runs: Runs, curves: Sequence[Isoflop]) -> LawFit | Skipped:
     the envelope."""
     good = [curve for curve in curves if curve.bracketed]
     if curves and len(good) < FEWEST_BUDGETS:
-        return Skipped("law 'compute'", f"it needs {FEWEST_BUDGETS} bracketed isoFLOP curves; there are {len(good)}")
+        return Skipped(
+            "law 'compute'", f"it needs {FEWEST_BUDGETS} bracketed isoFLOP curves; there are {len(good)}"
+        )
     best = [curve.run_ids[int(np.argmin(curve.loss))] for curve in good] or envelope(runs).run_ids
     place = {run_id: i for i, run_id in enumerate(runs.run_id)}
     points = runs.take(np.array([place[run_id] for run_id in best]))

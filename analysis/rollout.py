@@ -86,7 +86,9 @@ def cuts(runs: Runs) -> list[float]:
     quantiles of their FLOPs."""
     flops = np.sort(runs.flops)
     levels = [runs.flops[index] for index in budgets(runs.flops)]
-    formed = len(runs) >= 3 * len(levels) and all(level.max() / level.min() < SAME_BUDGET**2 for level in levels)
+    formed = len(runs) >= 3 * len(levels) and all(
+        level.max() / level.min() < SAME_BUDGET**2 for level in levels
+    )
     if formed:
         tops = [float(level.max()) for level in levels[1:-1]]
     else:
@@ -157,7 +159,9 @@ def _scale(ratios: Sequence[float]) -> float:
 def _rows(rollout: Rollout, law: str, log_loss: np.ndarray, half: np.ndarray | None) -> list[BacktestRow]:
     runs, rows = rollout.dearer, []
     for i, run_id in enumerate(runs.run_id):
-        lo, hi = (None, None) if half is None else (np.exp(log_loss[i] - half[i]), np.exp(log_loss[i] + half[i]))
+        lo, hi = (
+            (None, None) if half is None else (np.exp(log_loss[i] - half[i]), np.exp(log_loss[i] + half[i]))
+        )
         rows.append(
             BacktestRow(
                 run_id=run_id,

@@ -38,7 +38,17 @@ def write_predictions_csv(path: Path, predictions: Sequence[Prediction]) -> None
     """A row each: N, D, C, law, loss, lo90, hi90, verdict, and what was measured where it was."""
     header = ["params", "tokens", "flops", "law", "loss", "lo90", "hi90", "verdict", "created"]
     rows = [
-        [p.target.params, p.target.tokens, p.target.flops, p.law, p.loss, p.lo90, p.hi90, p.verdict.value, p.created]
+        [
+            p.target.params,
+            p.target.tokens,
+            p.target.flops,
+            p.law,
+            p.loss,
+            p.lo90,
+            p.hi90,
+            p.verdict.value,
+            p.created,
+        ]
         + ([p.measured.loss, p.measured.error_pct, p.measured.inside] if p.measured else ["", "", ""])
         for p in predictions
     ]

@@ -27,10 +27,14 @@ Losses = Mapping[str, tuple[float, float | None]]
 
 
 def is_target(target: Target, params: float, tokens: float) -> bool:
-    return bool(np.isclose(params, target.params, rtol=SAME_RUN) and np.isclose(tokens, target.tokens, rtol=SAME_RUN))
+    return bool(
+        np.isclose(params, target.params, rtol=SAME_RUN) and np.isclose(tokens, target.tokens, rtol=SAME_RUN)
+    )
 
 
-def losses_of_predicted(table: Table, predictions: Sequence[Prediction]) -> dict[str, tuple[float, float | None]]:
+def losses_of_predicted(
+    table: Table, predictions: Sequence[Prediction]
+) -> dict[str, tuple[float, float | None]]:
     """Losses of the finished holdouts that a prediction was made for, and of no others."""
     predicted = {
         holdout.run_id
@@ -85,7 +89,9 @@ def study(
     Without predictions the verdict is on the compute-optimal run at 10x the dearest one's FLOPs.
     `losses` are those of holdouts whose predictions are written, shown in the rows.
     """
-    dearest = max([DEFAULT_EXTRAPOLATION * float(known.runs.flops.max()), *(p.target.flops for p in predictions)])
+    dearest = max(
+        [DEFAULT_EXTRAPOLATION * float(known.runs.flops.max()), *(p.target.flops for p in predictions)]
+    )
     judged = predictions[-1] if predictions else predict(known, optimal_target(known, dearest), table.digest)
     entropy = _entropy(known, entropy_rate)
     return Analysis(
@@ -149,13 +155,13 @@ def _problems(
         interval = entropy.irreducible.interval
         if not interval.lo <= entropy.entropy_rate <= interval.hi:
             problems.append(
-                f"The corpus' entropy rate {entropy.entropy_rate:.4f} lies outside the fitted E's 90% interval "
-                f"{interval.lo:.4f} to {interval.hi:.4f} ({entropy.law} law)."
+                f"The corpus' entropy rate {entropy.entropy_rate:.4f} lies outside the fitted E's 90% "
+                f"interval {interval.lo:.4f} to {interval.hi:.4f} ({entropy.law} law)."
             )
     if known.cost.worst > MISFIT_OF_COST:
         problems.append(
-            f"FLOPs a token are no smooth function of N here (off by up to {100 * known.cost.worst:.0f}%), so "
-            "compute-optimal sizes are rough."
+            f"FLOPs a token are no smooth function of N here (off by up to {100 * known.cost.worst:.0f}%), "
+            "so compute-optimal sizes are rough."
         )
     if table.exclusions:
         kinds = Counter(_kind(exclusion.reason) for exclusion in table.exclusions)

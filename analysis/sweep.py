@@ -41,7 +41,9 @@ def choose_target(folder: Path, flops: float) -> TargetChoice:
         return TargetChoice(flops, None, None, None, None, "refused", str(error))
     params, lo, hi = optimal_range(known, flops)
     if hi / lo > MOST_UNCERTAIN:
-        reason = f"the optimal size at {flops:.2g} FLOPs could be anything from {lo:.2g} to {hi:.2g} parameters"
+        reason = (
+            f"the optimal size at {flops:.2g} FLOPs could be anything from {lo:.2g} to {hi:.2g} parameters"
+        )
         return TargetChoice(flops, None, None, None, None, "refused", reason)
     troubles = [f"{fit.law} law: {fit.reason}" for fit in known.fits if fit.reason]
     largest = known.runs.params.max()
@@ -68,9 +70,9 @@ def write_prediction(folder: Path, target: Target) -> Prediction:
     measured = any(h.finished and is_target(target, h.params, h.tokens) for h in table.holdouts)
     if measured and not earlier:
         raise ValueError(
-            f"{table.path}: the target (N={target.params:.6g}, D={target.tokens:.6g}) is already measured there and "
-            "was never predicted, so a number written now would be no prediction. Choose another target. "
-            "Nothing was written."
+            f"{table.path}: the target (N={target.params:.6g}, D={target.tokens:.6g}) is already measured "
+            "there and was never predicted, so a number written now would be no prediction. Choose another "
+            "target. Nothing was written."
         )
     same = [p for p in earlier if measured or p.ledger_digest == table.digest]
     if same:

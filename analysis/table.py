@@ -32,7 +32,15 @@ ALIASES = {
 }
 """Names a column is known by where the user names none, the first that is there."""
 
-HOLDOUT_WORDS = {"holdout": True, "1": True, "true": True, "fit": False, "0": False, "false": False, "": False}
+HOLDOUT_WORDS = {
+    "holdout": True,
+    "1": True,
+    "true": True,
+    "fit": False,
+    "0": False,
+    "false": False,
+    "": False,
+}
 
 Row = Mapping[str, str]
 
@@ -136,7 +144,8 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
         rows=tuple(rows),
         exclusions=tuple(exclusions),
         holdouts=tuple(
-            Holdout(row.run_id, row.params, row.tokens, row.flops, row.status == "finished") for row in holdouts
+            Holdout(row.run_id, row.params, row.tokens, row.flops, row.status == "finished")
+            for row in holdouts
         ),
         columns=found,
         params_kind=_params_kind(found["params"]),
@@ -196,7 +205,9 @@ def read_records(path: Path) -> list[dict[str, str]]:
     try:
         if suffix in (".csv", ".tsv"):
             with open(path, newline="", encoding="utf-8-sig") as file:
-                return [dict(row) for row in csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")]
+                return [
+                    dict(row) for row in csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
+                ]
         if suffix in (".jsonl", ".ndjson"):
             lines = path.read_text(encoding="utf-8").splitlines()
             return [_as_text(json.loads(line)) for line in lines if line.strip()]
@@ -219,7 +230,8 @@ def find_columns(path: Path, records: Sequence[Row], wanted: Mapping[str, str]) 
         named = wanted.get(meaning)
         if named and named not in there:
             raise TableError(
-                f"{path} has no column '{named}' (columns.{meaning}); it has: {', '.join(there)}. Nothing was fitted."
+                f"{path} has no column '{named}' (columns.{meaning}); it has: {', '.join(there)}. "
+                "Nothing was fitted."
             )
         choice = named or next((alias for alias in aliases if alias in there), None)
         if choice:

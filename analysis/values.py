@@ -67,8 +67,12 @@ class Runs:
     def take(self, index: np.ndarray) -> Runs:
         """The runs at `index` (int64[k], or a boolean mask [run]), in that order."""
         index = np.arange(len(self))[index]
-        labels = {name: tuple(getattr(self, name)[i] for i in index) for name in ("run_id", "group", "cluster")}
-        arrays = {name: getattr(self, name)[index] for name in ("params", "tokens", "flops", "loss", "loss_se")}
+        labels = {
+            name: tuple(getattr(self, name)[i] for i in index) for name in ("run_id", "group", "cluster")
+        }
+        arrays = {
+            name: getattr(self, name)[index] for name in ("params", "tokens", "flops", "loss", "loss_se")
+        }
         return Runs(**labels, **arrays)
 
 

@@ -68,7 +68,10 @@ def judge(evidence: Evidence) -> tuple[Verdict, tuple[str, ...]]:
 def _distance(e: Evidence) -> Iterator[Finding]:
     ratio = e.target.flops / e.runs.flops.max()
     if ratio > TOO_FAR:
-        yield Verdict.NOT_SUPPORTED, f"the target costs {ratio:.3g}x the dearest run fitted; beyond 100x nothing was tested"
+        yield (
+            Verdict.NOT_SUPPORTED,
+            f"the target costs {ratio:.3g}x the dearest run fitted; beyond 100x nothing was tested",
+        )
     elif ratio > FAR:
         yield Verdict.WEAK, f"the target costs {ratio:.3g}x the dearest run fitted"
 
@@ -76,7 +79,10 @@ def _distance(e: Evidence) -> Iterator[Finding]:
 def _levels(e: Evidence) -> Iterator[Finding]:
     levels = len(budgets(e.runs.flops))
     if levels < TOO_FEW_BUDGETS:
-        yield Verdict.NOT_SUPPORTED, f"the runs have {levels} cost levels; a law needs {TOO_FEW_BUDGETS} or more"
+        yield (
+            Verdict.NOT_SUPPORTED,
+            f"the runs have {levels} cost levels; a law needs {TOO_FEW_BUDGETS} or more",
+        )
     elif levels < FEW_BUDGETS:
         yield Verdict.WEAK, f"the runs have only {levels} cost levels"
 
@@ -90,17 +96,24 @@ def _collinear(e: Evidence) -> Iterator[Finding]:
         away = abs(np.log(e.target.tokens) - line[0] - line[1] * np.log(e.target.params))
         verdict = Verdict.NOT_SUPPORTED if away > 3 * COLLINEAR else Verdict.WEAK
         where = "off that line" if away > 3 * COLLINEAR else "on that line, where a law of C alone would do"
-        yield verdict, (
-            f"D follows N in every run (within {100 * apart:.0f}%), so the effects of size and data cannot be "
-            f"told apart; the target lies {where}"
+        yield (
+            verdict,
+            (
+                f"D follows N in every run (within {100 * apart:.0f}%), so the effects of size and data "
+                f"cannot be told apart; the target lies {where}"
+            ),
         )
 
 
 def _ratio(e: Evidence) -> Iterator[Finding]:
     ratio, seen = e.target.tokens / e.target.params, e.runs.tokens / e.runs.params
     if not seen.min() / FAR_RATIO <= ratio <= seen.max() * FAR_RATIO:
-        yield Verdict.WEAK, (
-            f"the target has {ratio:.3g} tokens a parameter; the runs have {seen.min():.3g} to {seen.max():.3g}"
+        yield (
+            Verdict.WEAK,
+            (
+                f"the target has {ratio:.3g} tokens a parameter; "
+                f"the runs have {seen.min():.3g} to {seen.max():.3g}"
+            ),
         )
 
 
@@ -108,9 +121,12 @@ def _brackets(e: Evidence) -> Iterator[Finding]:
     open_ended = [curve.group for curve in e.isoflops if not curve.bracketed]
     if open_ended:
         verdict = Verdict.WEAK
-        yield verdict, (
-            f"the optimum is not bracketed in {len(open_ended)} of {len(e.isoflops)} budgets "
-            f"({', '.join(open_ended[:4])}{', ...' if len(open_ended) > 4 else ''})"
+        yield (
+            verdict,
+            (
+                f"the optimum is not bracketed in {len(open_ended)} of {len(e.isoflops)} budgets "
+                f"({', '.join(open_ended[:4])}{', ...' if len(open_ended) > 4 else ''})"
+            ),
         )
 
 
@@ -134,15 +150,21 @@ def _rollouts(e: Evidence) -> Iterator[Finding]:
     if not e.backtests:
         yield Verdict.WEAK, "too few runs to hold the dearer ones back: the interval is untested"
     elif e.scale > UNRELIABLE:
-        yield Verdict.WEAK, (
-            f"inside the sweep, predictions missed {np.sqrt(e.scale):.1f}x further than their own error "
-            "estimates; the interval is widened by as much"
+        yield (
+            Verdict.WEAK,
+            (
+                f"inside the sweep, predictions missed {np.sqrt(e.scale):.1f}x further than their own error "
+                "estimates; the interval is widened by as much"
+            ),
         )
 
 
 def _width(e: Evidence) -> Iterator[Finding]:
     if e.half_width > TOO_WIDE:
-        yield Verdict.NOT_SUPPORTED, f"the 90% interval is ±{100 * e.half_width:.0f}% of the loss: nothing to bet on"
+        yield (
+            Verdict.NOT_SUPPORTED,
+            f"the 90% interval is ±{100 * e.half_width:.0f}% of the loss: nothing to bet on",
+        )
     elif e.half_width > WIDE:
         yield Verdict.WEAK, f"the 90% interval is ±{100 * e.half_width:.1f}% of the loss"
 
@@ -164,8 +186,9 @@ def _in_favour(e: Evidence) -> Iterator[str]:
     combined = [row for row in e.backtests if row.law == "combined"]
     if combined:
         inside = sum(bool(row.inside) for row in combined)
+        farthest = np.exp(max(row.distance for row in combined))
         error = 100 * float(np.mean([abs(row.log_error) for row in combined]))
         yield (
-            f"in backtests inside the sweep {inside} of {len(combined)} dearer runs fell in their 90% interval, "
-            f"with a mean error of {error:.2g}%, at up to {np.exp(max(row.distance for row in combined)):.3g}x"
+            f"in backtests inside the sweep {inside} of {len(combined)} dearer runs fell in their 90% "
+            f"interval, with a mean error of {error:.2g}%, at up to {farthest:.3g}x"
         )

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.allocate import by_envelope, by_isoflops, by_surface, cost_rule, envelope, isoflops, optimal_log_params
+from analysis.allocate import (
+    by_envelope,
+    by_isoflops,
+    by_surface,
+    cost_rule,
+    envelope,
+    isoflops,
+    optimal_log_params,
+)
 from analysis.ensemble import fit_members
 from analysis.table import as_runs
 from analysis.values import Allocation, Skipped
@@ -23,8 +31,12 @@ def noiseless():
 def test_cost_rule_finds_6n_and_an_attention_term():
     runs = sweep()
     rule = cost_rule(runs)
-    np.testing.assert_allclose(rule.tokens(1e13, np.array([3e4, 5e6])), 1e13 / 6 / np.array([3e4, 5e6]), rtol=1e-6)
-    attention = as_runs(runs.params, runs.tokens, runs.loss, flops=runs.tokens * (6 * runs.params + 900 * runs.params**0.5))
+    np.testing.assert_allclose(
+        rule.tokens(1e13, np.array([3e4, 5e6])), 1e13 / 6 / np.array([3e4, 5e6]), rtol=1e-6
+    )
+    attention = as_runs(
+        runs.params, runs.tokens, runs.loss, flops=runs.tokens * (6 * runs.params + 900 * runs.params**0.5)
+    )
     rule = cost_rule(attention)
     assert (rule.c1, rule.c2) == (pytest.approx(900, rel=1e-6), pytest.approx(6, rel=1e-6))
     assert rule.worst < 1e-9
@@ -52,7 +64,14 @@ def test_exponents_are_the_closed_form_and_sum_to_one(noiseless):
 
 def test_optimum_minimises_the_law_under_an_inexact_6nd(noiseless):
     runs, _, members = noiseless
-    rule = cost_rule(as_runs(runs.params, runs.tokens, runs.loss, flops=runs.tokens * (6 * runs.params + 900 * runs.params**0.5)))
+    rule = cost_rule(
+        as_runs(
+            runs.params,
+            runs.tokens,
+            runs.loss,
+            flops=runs.tokens * (6 * runs.params + 900 * runs.params**0.5),
+        )
+    )
     for member in members:
         best = optimal_log_params(member, member.theta[None], rule, np.array([1e12]))[0, 0]
         sizes = np.exp(best + np.linspace(-1, 1, 2001))
@@ -91,7 +110,9 @@ def test_budgets_without_labels_are_found_by_their_flops():
     labelled = sweep()
     plain = as_runs(labelled.params, labelled.tokens, labelled.loss)
     wobble = np.exp(np.random.default_rng(0).uniform(-0.02, 0.02, len(plain)))
-    curves, _, _ = isoflops(as_runs(plain.params, plain.tokens, plain.loss, flops=plain.flops * wobble), cost_rule(plain))
+    curves, _, _ = isoflops(
+        as_runs(plain.params, plain.tokens, plain.loss, flops=plain.flops * wobble), cost_rule(plain)
+    )
     assert [len(curve.run_ids) for curve in curves] == [6] * len(BUDGETS)
 
 
@@ -107,7 +128,10 @@ def test_a_group_that_is_no_budget_is_skipped_with_its_reason():
 
 def test_envelope_is_what_no_cheaper_run_beats():
     runs = as_runs(
-        np.array([1.0, 2.0, 1.0, 3.0, 2.0]), np.ones(5), np.array([3.0, 2.5, 2.7, 2.6, 2.0]), flops=np.array([1.0, 2, 3, 4, 5])
+        np.array([1.0, 2.0, 1.0, 3.0, 2.0]),
+        np.ones(5),
+        np.array([3.0, 2.5, 2.7, 2.6, 2.0]),
+        flops=np.array([1.0, 2, 3, 4, 5]),
     )
     assert envelope(runs).run_ids == ("row 1", "row 2", "row 5")
     for i, flops in enumerate(envelope(runs).flops):

@@ -25,7 +25,9 @@ def grid(seed: int = 0, noise: float = 0.0, law=SEPARABLE):
     params, tokens = (g.ravel() for g in np.meshgrid(np.geomspace(1e6, 1e9, 7), np.geomspace(1e8, 1e11, 6)))
     flops = 6 * params * tokens
     loss = law.loss_at(TRUTH[law.name], params=params, tokens=tokens, flops=flops)
-    return as_runs(params, tokens, loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(loss))))
+    return as_runs(
+        params, tokens, loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(loss)))
+    )
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
@@ -36,7 +38,9 @@ def test_gradient_is_that_of_the_value(law):
     for i in range(theta.shape[1]):
         step = np.zeros(theta.shape[1])
         step[i] = 1e-6
-        difference = (law.evaluate(theta + step, problem.X)[0] - law.evaluate(theta - step, problem.X)[0]) / 2e-6
+        difference = (
+            law.evaluate(theta + step, problem.X)[0] - law.evaluate(theta - step, problem.X)[0]
+        ) / 2e-6
         np.testing.assert_allclose(gradient[..., i], difference, rtol=1e-5, atol=1e-9)
 
 
@@ -95,7 +99,9 @@ def test_scaling_every_prior_weight_is_what_the_temperature_does():
     problem, theta = as_problem(SHRUNK, runs, delta=1e3), fit_law(COUPLED, runs, delta=1e3)[1]
     value, _ = SHRUNK.evaluate(theta[None], problem.X)
     variance = float(np.sum((value[0] - problem.log_loss) ** 2) / (len(runs) - 6))
-    np.testing.assert_allclose(with_prior(problem, theta).precision[3:], variance / np.array([0.2, 0.2, 0.4]) ** 2)
+    np.testing.assert_allclose(
+        with_prior(problem, theta).precision[3:], variance / np.array([0.2, 0.2, 0.4]) ** 2
+    )
 
 
 def test_units_of_params_change_A_alone():
@@ -158,7 +164,9 @@ def test_no_irreducible_loss_is_said_to_lie_on_its_bound():
     truth = {"E": 0.0, "A": 30.0, "B": 60.0, "alpha": 0.1, "beta": 0.1}
     runs = grid()
     loss = SEPARABLE.loss_at(truth, params=runs.params, tokens=runs.tokens)
-    bent = loss * np.exp(-0.002 * (np.log(runs.params) - 17) ** 2)  # falls faster than any power law with E >= 0
+    bent = loss * np.exp(
+        -0.002 * (np.log(runs.params) - 17) ** 2
+    )  # falls faster than any power law with E >= 0
     fit, *_ = fit_law(SEPARABLE, as_runs(runs.params, runs.tokens, bent))
     assert fit.status == Status.AT_BOUND
     assert "E" in fit.at_bound

@@ -46,7 +46,9 @@ def result(tmp_path_factory):
 def test_it_says_first_what_it_will_do_and_last_where_the_result_is(result):
     folder, done = result
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("table.csv: 31 rows, 29 to fit, 1 excluded, 1 held out (run_id=run_id, params=params_non")
+    assert lines[0].startswith(
+        "table.csv: 31 rows, 29 to fit, 1 excluded, 1 held out (run_id=run_id, params=params_non"
+    )
     assert lines[1].startswith("Now fitting")
     assert lines[-1] == "Report: report/index.html"
     assert "Traceback" not in done.stderr
@@ -71,7 +73,10 @@ def test_all_files_are_written(result):
         (("runs=absent.csv", "out=o"), "no table at absent.csv"),
         (("runs=table.csv",), "give out=DIR"),
         (("runs=table.csv", "out=o", "columns.loss=nll"), "it has: run_id, group"),
-        (("runs=table.csv", "out=o", "target.params=1e5"), "target.params with target.tokens or target.flops"),
+        (
+            ("runs=table.csv", "out=o", "target.params=1e5"),
+            "target.params with target.tokens or target.flops",
+        ),
         (("runs=table.csv", "out=o", "target.flops=-1"), "wanted a finite number above 0"),
         (
             ("runs=table.csv", "out=o", "target.params=1e5", "target.tokens=1e7", "target.flops=1e15"),

@@ -46,7 +46,11 @@ def test_the_whole_sequence(folder):
     (entry,) = json.loads(path.read_text())
     assert entry["target"] == {"params": SPOT.params, "tokens": SPOT.tokens, "flops": SPOT.flops}
     assert entry["measured"] is None
-    assert (entry["loss"], entry["lo90"], entry["hi90"]) == (prediction.loss, prediction.lo90, prediction.hi90)
+    assert (entry["loss"], entry["lo90"], entry["hi90"]) == (
+        prediction.loss,
+        prediction.lo90,
+        prediction.hi90,
+    )
 
     assert steps.score(folder) == (prediction,)  # not trained yet
     finish(folder)
@@ -57,7 +61,9 @@ def test_the_whole_sequence(folder):
     (after,) = json.loads(path.read_text())
     assert {**after, "measured": None} == entry
 
-    (folder / "plan.json").write_text(json.dumps({"command": "sweep", "corpus": {"entropy_rate": 0.9}, "runs": []}))
+    (folder / "plan.json").write_text(
+        json.dumps({"command": "sweep", "corpus": {"entropy_rate": 0.9}, "runs": []})
+    )
     analysis = steps.analyse(folder)
     assert analysis.predictions == (scored,)
     assert [row.loss for row in analysis.rows if row.role == "holdout"] == [MEASURED]
@@ -123,7 +129,9 @@ def test_several_seeds_of_the_target_are_averaged(folder):
 
 def test_a_failed_target_is_told_and_not_scored(folder):
     steps.write_prediction(folder, SPOT)
-    write_table(folder / "runs.csv", [*rows_of(sweep(0.003)), {**holdout_row(SPOT, None), "status": "failed"}])
+    write_table(
+        folder / "runs.csv", [*rows_of(sweep(0.003)), {**holdout_row(SPOT, None), "status": "failed"}]
+    )
     analysis = steps.analyse(folder)
     assert analysis.predictions[0].measured is None
     assert any("Holdout target failed" in problem for problem in analysis.problems)

@@ -29,7 +29,9 @@ def test_formats_read_alike(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    numbers = [{key: value if key == "run_id" else float(value) for key, value in row.items()} for row in ROWS]
+    numbers = [
+        {key: value if key == "run_id" else float(value) for key, value in row.items()} for row in ROWS
+    ]
     paths = [write_csv(tmp_path / "runs.csv", ROWS), tmp_path / "runs.jsonl", tmp_path / "runs.parquet"]
     paths[1].write_text("".join(json.dumps(row) + "\n" for row in numbers))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(numbers), paths[2])
@@ -42,7 +44,9 @@ def test_formats_read_alike(tmp_path):
 
 
 def test_missing_flops_are_6nd_and_missing_tokens_their_inverse_and_both_are_said(tmp_path):
-    without = {name: [{k: v for k, v in row.items() if k != name} for row in ROWS] for name in ("flops", "tokens")}
+    without = {
+        name: [{k: v for k, v in row.items() if k != name} for row in ROWS] for name in ("flops", "tokens")
+    }
     no_flops = read_table(write_csv(tmp_path / "f.csv", without["flops"]))
     np.testing.assert_allclose(no_flops.runs.flops, [1.2e14, 2.4e14])
     assert no_flops.flops_kind == "6·N·D" and "6·N·D" in no_flops.notes[0]
@@ -60,14 +64,17 @@ def test_columns_by_other_names(tmp_path):
 
 def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
     path = write_csv(tmp_path / "runs.csv", ROWS)
-    with pytest.raises(TableError, match=r"no column 'size' \(columns.params\); it has: run_id, params, tokens"):
+    with pytest.raises(
+        TableError, match=r"no column 'size' \(columns.params\); it has: run_id, params, tokens"
+    ):
         read_table(path, {"params": "size"})
     with pytest.raises(TableError, match="found no column for loss.*columns.loss=NAME"):
         read_table(write_csv(tmp_path / "bare.csv", [{"params": "1", "tokens": "1"}]))
 
 
 @pytest.mark.parametrize(
-    "column, bad", [("params", "0"), ("params", ""), ("tokens", "-5"), ("flops", "inf"), ("loss", "-3"), ("loss", "low")]
+    "column, bad",
+    [("params", "0"), ("params", ""), ("tokens", "-5"), ("flops", "inf"), ("loss", "-3"), ("loss", "low")],
 )
 def test_a_bad_number_names_row_and_column(tmp_path, column, bad):
     path = write_csv(tmp_path / "runs.csv", [ROWS[0], {**ROWS[1], column: bad}])
@@ -106,7 +113,10 @@ def test_every_exclusion_has_its_reason_and_the_rest_is_fitted(tmp_path):
         ("copy", "an exact copy of r005"),
     ]
     assert len(table.runs) + len(table.exclusions) == len(table.rows) == len(rows)
-    assert len(read_table(tmp_path / "runs.csv", {"params": "params_non_embedding"}, Rules()).runs) == len(rows) - 4
+    assert (
+        len(read_table(tmp_path / "runs.csv", {"params": "params_non_embedding"}, Rules()).runs)
+        == len(rows) - 4
+    )
     assert table.params_kind == "non-embedding"
 
 
@@ -117,7 +127,10 @@ def test_another_seed_with_the_same_loss_is_no_copy(tmp_path):
 
 def test_ids_that_several_rows_share_stay_apart(tmp_path):
     rows = [{**row, "run_id": "llama"} for row in ROWS]
-    assert read_table(write_csv(tmp_path / "runs.csv", rows)).runs.run_id == ("llama (row 1)", "llama (row 2)")
+    assert read_table(write_csv(tmp_path / "runs.csv", rows)).runs.run_id == (
+        "llama (row 1)",
+        "llama (row 2)",
+    )
 
 
 def test_a_holdouts_loss_is_neither_fitted_nor_parsed_before_it_is_asked_for(tmp_path):
