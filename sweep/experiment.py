@@ -86,10 +86,7 @@ class Sweep:
         """Bring these runs to a result. Raises Interrupted after a checkpoint of each."""
         self.write()
         executor = self.config.executor
-        threads = max(self.execution(run)["threads"] for run in runs)
-        place = LocalExecutor(
-            self.hardware.device, self.hardware.slots // threads, executor.per_device, threads
-        )
+        place = LocalExecutor(self.hardware.device, self.hardware.slots, executor.per_device)
         outcomes = execute(
             self.folder,
             runs,
@@ -103,12 +100,12 @@ class Sweep:
         self.outcomes |= {outcome.run_id: outcome for outcome in outcomes}
 
     def execution(self, planned: PlannedRun) -> dict[str, Any]:
-        """How this run runs: the Execution of sweep/train/train.py. A lone target gets every core."""
+        """How this run runs: the Execution of sweep/train/train.py. One thread each, a lone target too:
+        two threads that share their cores with anything else wait for each other at every operation."""
         executor = self.config.executor
-        alone = planned.role == "holdout" and self.hardware.device == "cpu"
         return {
             "device": self.hardware.device,
-            "threads": self.hardware.slots if alone else 1,
+            "threads": 1,
             "data_folder": self.data_folder,
             "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.batch_sequences),
             "log_every": executor.log_every,
