@@ -72,10 +72,10 @@ def find_hardware(device: str, slots: int | None, per_device: int) -> Hardware:
     if gpu:
         import torch
 
-        count = torch.cuda.device_count()
-        memory = torch.cuda.get_device_properties(0).total_memory // per_device
-        name = torch.cuda.get_device_name(0)
-        return Hardware("cuda", count * per_device, memory * count * per_device, f"{count} x {name}")
+        count, name = torch.cuda.device_count(), torch.cuda.get_device_name(0)
+        side_by_side = slots or count * per_device
+        memory = torch.cuda.get_device_properties(0).total_memory // per_device * side_by_side
+        return Hardware("cuda", side_by_side, memory, f"{count} x {name}")
     count = slots or usable_cores()
     why = "asked for" if device == "cpu" else "no GPU here"
     return Hardware("cpu", count, host_memory(), f"CPU, {usable_cores()} cores ({why})")
