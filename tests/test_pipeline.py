@@ -168,7 +168,7 @@ def test_plan_only_launches_nothing(corpus, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["grid.budgets=[1e3]"], ["less than one step", "C=1000", "Nothing was launched"]),
+        (["grid.budgets=[1e3]", "grid.sizes=[4e3]"], ["less than one step", "C=1000", "Nothing was launched"]),
         (["max_hours=1e-6"], ["max_hours=1e-06", "Nothing was launched"]),
         (["data.max_epochs=0.01"], ["data.max_epochs=0.01", "tokens", "Nothing was launched"]),
         (["data.eval_tokens=100000000"], ["eval_tokens", "held-out", "Nothing was launched"]),
