@@ -48,7 +48,9 @@ def main(composed: DictConfig) -> None:
 
     try:
         sys.exit(run(config))
-    except (Refused, Locked, ConfigError, ValueError, OSError) as error:
+    except ConfigError as error:
+        _refuse(str(error) if "Nothing was launched" in str(error) else f"{error}\nNothing was launched.")
+    except (Refused, Locked, ValueError, OSError) as error:
         _refuse(str(error))
     except Interrupted as interruption:
         print(interruption, file=sys.stderr)

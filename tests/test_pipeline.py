@@ -59,8 +59,13 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(corpus, tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess]:
-    cache, out = tmp_path_factory.mktemp("cache"), tmp_path_factory.mktemp("sweeps") / "undisturbed"
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus, cache, tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess]:
+    out = tmp_path_factory.mktemp("sweeps") / "undisturbed"
     return out, cache, sweep(corpus, cache, out)
 
 
@@ -156,8 +161,7 @@ def workers(out: Path) -> list[int]:
     return [int(pid) for pid, arguments in lines if "sweep.worker" in arguments and str(out) in arguments]
 
 
-def test_plan_only_launches_nothing(corpus, undisturbed, tmp_path):
-    _, cache, _ = undisturbed
+def test_plan_only_launches_nothing(corpus, cache, tmp_path):
     out = tmp_path / "planned"
     planned = sweep(corpus, cache, out, "plan_only=true")
     assert planned.returncode == 0, planned.stderr
@@ -168,7 +172,7 @@ def test_plan_only_launches_nothing(corpus, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["grid.budgets=[1e3]", "grid.sizes=[4e3]"], ["less than one step", "C=1000", "Nothing was launched"]),
+        (["grid.budgets=[1e3]", "grid.sizes=[4e3]", "grid.target.flops=null"], ["less than one step", "C=1000", "Nothing was launched"]),
         (["max_hours=1e-6"], ["max_hours=1e-06", "Nothing was launched"]),
         (["data.max_epochs=0.01"], ["data.max_epochs=0.01", "tokens", "Nothing was launched"]),
         (["data.eval_tokens=100000000"], ["eval_tokens", "held-out", "Nothing was launched"]),
@@ -179,8 +183,7 @@ def test_plan_only_launches_nothing(corpus, undisturbed, tmp_path):
         (["device=cuda"], ["device", "Nothing was launched"]),
     ],
 )
-def test_bad_input_is_refused_with_a_clear_error(arguments, words, corpus, undisturbed, tmp_path):
-    _, cache, _ = undisturbed
+def test_bad_input_is_refused_with_a_clear_error(arguments, words, corpus, cache, tmp_path):
     out = tmp_path / "refused"
     refused = sweep(corpus, cache, out, *arguments)
     said = refused.stdout + refused.stderr
@@ -191,8 +194,7 @@ def test_bad_input_is_refused_with_a_clear_error(arguments, words, corpus, undis
     assert not list(out.glob("runs/*"))
 
 
-def test_a_folder_that_is_not_a_sweep_is_left_alone(corpus, undisturbed, tmp_path):
-    _, cache, _ = undisturbed
+def test_a_folder_that_is_not_a_sweep_is_left_alone(corpus, cache, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     refused = sweep(corpus, cache, tmp_path / "mine")
