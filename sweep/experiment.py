@@ -178,7 +178,7 @@ def prepare_corpus(config: SweepConfig, tokens: float, out) -> CorpusFacts:
         source,
         tokenizer,
         heldout_fraction=config.data.heldout_fraction,
-        tokens_wanted=2 ** math.ceil(math.log2(tokens / config.data.max_epochs * STREAM_MARGIN)),
+        tokens_wanted=2 ** max(0, math.ceil(math.log2(tokens / config.data.max_epochs * STREAM_MARGIN))),
         cache=Path(config.data.cache) if config.data.cache else default_cache(),
         say=lambda line: out.print(line, markup=False),
     )
