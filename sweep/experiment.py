@@ -255,23 +255,19 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
         run.run_id for run in sweep.runs if (result := ledger.result(run.run_id)) and result["status"] in FINAL
     )
     costs: dict[str, Cost] = {}
-    for group in (sweep.runs, target):
-        left = [planned for planned in group if planned.run_id not in done]
-        if not left:
-            continue
-        out.print(f"measuring {len(shapes_to_measure(left))} of the plan's shapes on this hardware")
-        settings = {**sweep.execution(left[0]), "micro_batch_sequences": max(
-            sweep.execution(planned)["micro_batch_sequences"] for planned in left
-        )}
+    left = [planned for planned in (*sweep.runs, *target) if planned.run_id not in done]
+    if left:
+        shapes = shapes_to_measure(left)
+        out.print(f"measuring {len(shapes)} of the plan's shapes on this hardware")
+        largest = max(left, key=lambda planned: micro_batch_sequences(config, planned.spec.batch_sequences))
         try:
-            measured = measure(shapes_to_measure(left), settings)
+            measured = measure(shapes, sweep.execution(largest))
         except MeasurementFailed as error:
             raise Refused(f"{error}\nNothing was launched.") from error
-        for planned in left:
-            costs[planned.run_id] = run_cost(planned.spec, measured, config.executor.evaluations)
+        costs = {run.run_id: run_cost(run.spec, measured, config.executor.evaluations) for run in left}
     out.print(plan_table([*sweep.runs, *target], costs, done))
     fit = [costs[run.run_id].seconds for run in sweep.runs if run.run_id in costs]
-    holdout = [costs[run.run_id].seconds for run in target]
+    holdout = [costs[run.run_id].seconds for run in target if run.run_id in costs]
     seconds = (makespan(fit, hardware.slots) if fit else 0.0) + sum(holdout)
     bound = "at least" if any(cost.is_bound for cost in costs.values()) else "about"
     out.print(

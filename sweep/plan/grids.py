@@ -15,7 +15,7 @@ from typing import Any
 from models.config import DecoderShape
 from models.count import count_parameters, training_flops_per_token
 from models.sizes import FamilyRule, nearest_shape
-from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, ProductGrid, SweepConfig, with_values
+from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, SweepConfig, with_values
 
 
 @dataclass(frozen=True)
