@@ -11,7 +11,7 @@ from sweep import hardware
 from sweep.execute.local import LocalExecutor, parse_gpu_listing, slot_environments
 from sweep.hardware import usable_cores
 from sweep.execute.local import visible_gpus
-from sweep.files import RunFolder, SweepFolder, write_json
+from sweep.files import SweepFolder, write_json
 
 SLEEPER = ("sh", "-c", "sleep 60")
 
