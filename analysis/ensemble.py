@@ -1,4 +1,4 @@
-"""Several laws of (N, D) fitted to the same runs and the same resamples, speaking with one voice.
+"""Several laws fitted to the same runs and the same resamples; those that predict speak with one voice.
 
 The fit's own residuals do not tell which law extrapolates best. What tells is how each has
 extrapolated inside the sweep (analysis/rollout.py), so that is what weighs those that predict.
@@ -6,97 +6,123 @@ extrapolated inside the sweep (analysis/rollout.py), so that is what weighs thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.discrepancy import Kriged, krige
 from analysis.fit import Problem, fit_law
 from analysis.laws import COUPLED, SEPARABLE, SHRUNK, Law
 from analysis.resample import RESAMPLES, SEED, cluster_weights, refit, with_intervals
 from analysis.values import LawFit, Runs, Skipped
 
 SURFACES = (SEPARABLE, COUPLED, SHRUNK)
-"""The laws of (N, D) that are fitted and shown; a new one joins here."""
+"""The laws of (N, D) that are fitted and shown beside those that predict."""
 
-PREDICTING = (SHRUNK,)
-"""Those of them that predict. On public and synthetic sweeps this one alone erred less, with narrower
-intervals that held as often, than weighted together with the separable law or than both free laws."""
+AUTOMATIC = (SHRUNK,)
+"""What law=auto predicts with. On public and synthetic tables this one, with its discrepancy, erred
+less than the free laws, and no less than together with them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
     """One law: its fit, the solver's theta [unknown], and its refits to resamples, draws [resample,
-    unknown]. Draw i of every member of an ensemble saw the same resample."""
+    unknown]. Draw i of every member of an ensemble saw the same resample. `kriged` is there where
+    the law predicts: the same law with its discrepancy."""
 
     law: Law
     fit: LawFit
     problem: Problem
     theta: np.ndarray
     draws: np.ndarray
+    kriged: Kriged | None = None
 
-    def log_loss(self, params: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """log L at N, D [point]: of the fit, [point], and of the draws, [resample, point]."""
-        X = np.log(np.column_stack([params, tokens])) - self.problem.centre
+    def log_loss(self, runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+        """log L of the law alone at these runs: of the fit, [run], and of the draws, [resample, run]."""
+        X = log_variables(self.law, runs) - self.problem.centre
         return self.law.evaluate(self.theta[None], X)[0][0], self.law.evaluate(self.draws, X)[0]
 
 
 @dataclass(frozen=True, eq=False)
-class Forecast:
-    """log L at each point, and the variances (in log L, [point]) that make its error up:
-    parameters (spread of the resampled fits), laws (their disagreement), noise (of one run)."""
+class Voice:
+    """log L expected of new runs [run], what each law alone says, and the variances (in log L, [run])
+    that its error is made of: the law's parameters, its discrepancy, one run's noise, and the
+    disagreement between the laws that predict."""
 
     log_loss: np.ndarray
     by_law: Mapping[str, np.ndarray]
     parameters: np.ndarray
+    discrepancy: np.ndarray
+    noise: np.ndarray
     laws: np.ndarray
-    noise: float
 
     @property
     def variance(self) -> np.ndarray:
-        return self.parameters + self.laws + self.noise
+        return self.parameters + self.discrepancy + self.noise + self.laws
+
+
+def log_variables(law: Law, runs: Runs) -> np.ndarray:
+    """log of the columns that the law is a function of, float64[run, variable]."""
+    return np.log(np.column_stack([getattr(runs, name) for name in law.variables]))
 
 
 def fit_members(
-    runs: Runs, *, resamples: int = RESAMPLES, seed: int = SEED
+    runs: Runs,
+    predicting: Sequence[Law] = AUTOMATIC,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> tuple[tuple[Member, ...], tuple[Skipped, ...]]:
-    """Fit every law of SURFACES to `runs`; a law that they cannot determine is skipped with its reason."""
+    """Fit SURFACES and the laws that predict; a law that the runs cannot determine is skipped with its
+    reason. `resamples` may be 0: then parameters have no intervals."""
     fitted, skipped = [], []
-    for law in SURFACES:
+    for law in {law.name: law for law in (*SURFACES, *predicting)}.values():
         try:
             fitted.append((law, *fit_law(law, runs)))
         except ValueError as error:
             skipped.append(Skipped(f"law '{law.name}'", str(error)))
     if not fitted:
         return (), tuple(skipped)
-    weights = cluster_weights(runs, max(len(law.unknowns) for law, *_ in fitted), resamples, seed)
+    names = {law.name for law in predicting}
+    weights = (
+        cluster_weights(runs, max(len(law.unknowns) for law, *_ in fitted), resamples, seed)
+        if resamples
+        else None
+    )
     members = []
     for law, fit, theta, problem in fitted:
-        draws = refit(problem, theta, weights)
-        members.append(Member(law, with_intervals(fit, law, problem, draws), problem, theta, draws))
+        draws = np.empty((0, len(theta)))
+        if weights is not None:
+            draws = refit(problem, theta, weights)
+            fit = with_intervals(fit, law, problem, draws)
+        kriged = krige(problem, theta, runs.cluster) if law.name in names else None
+        members.append(Member(law, fit, problem, theta, draws, kriged))
     return tuple(members), tuple(skipped)
 
 
-def forecast(
-    members: tuple[Member, ...], weights: Mapping[str, float], params: np.ndarray, tokens: np.ndarray
-) -> Forecast:
-    """The weighted mean of the members' log losses at N, D [point], with what it may be off by.
+def forecast(members: Sequence[Member], weights: Mapping[str, float], runs: Runs) -> Voice:
+    """The weighted mean of what the members that predict expect of these runs (their losses are not
+    looked at), with what it may be off by.
 
-    `weights` holds those of the members that predict, summing to 1; `by_law` tells what all say.
+    `weights` holds those of the members that predict, summing to 1; `by_law` tells what all say, those
+    that predict with their discrepancy.
     """
-    said = {member.law.name: member.log_loss(params, tokens) for member in members}
-    members = tuple(member for member in members if member.law.name in weights)
-    share = np.array([weights[member.law.name] for member in members])
-    centres, draws = zip(*(said[member.law.name] for member in members), strict=True)
-    mean = sum(w * centre for w, centre in zip(share, centres, strict=True))
-    spread = sum(w * (draw - centre) for w, draw, centre in zip(share, draws, centres, strict=True))
-    between = sum(w * (centre - mean) ** 2 for w, centre in zip(share, centres, strict=True))
-    residual = sum(w * member.fit.log_residuals for w, member in zip(share, members, strict=True))
-    freedom = len(residual) - sum(w * len(m.law.unknowns) for w, m in zip(share, members, strict=True))
-    return Forecast(
+    by_law = {member.law.name: member.log_loss(runs)[0] for member in members}
+    share, said = [], []
+    for member in members:
+        if member.law.name in weights:
+            share.append(weights[member.law.name])
+            said.append(member.kriged.forecast(log_variables(member.law, runs), runs.cluster))
+            by_law[member.law.name] = said[-1].log_loss
+    share = np.array(share)
+    centre = np.stack([one.log_loss for one in said])
+    mean = share @ centre
+    return Voice(
         log_loss=mean,
-        by_law={name: centre for name, (centre, _) in said.items()},
-        parameters=np.mean(spread**2, axis=0),
-        laws=between,
-        noise=float(residual @ residual / max(freedom, 1.0)),
+        by_law=by_law,
+        parameters=share @ np.stack([one.parameters for one in said]),
+        discrepancy=share @ np.stack([one.discrepancy for one in said]),
+        noise=share @ np.stack([one.noise for one in said]),
+        laws=share @ (centre - mean) ** 2,
     )

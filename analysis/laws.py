@@ -186,7 +186,7 @@ COUPLED = Law(
 
 _SILENT = float("inf")
 _COUPLED_PRIOR = Prior(
-    mean=(0.0, 0.0, 0.0, 0.35, 0.35, float(np.log(0.75))), sd=(_SILENT, _SILENT, _SILENT, 0.2, 0.2, 0.4)
+    mean=(0.0, 0.0, 0.0, 0.35, 0.35, float(np.log(0.6))), sd=(_SILENT, _SILENT, _SILENT, 0.15, 0.15, 0.5)
 )
 
 SHRUNK = replace(
@@ -194,7 +194,7 @@ SHRUNK = replace(
     name="shrunk",
     equation="L(N, D) = E + (A/N^a + B/D^b)^k, with priors on k·a, k·b and k",
     source=(
-        "as 'coupled'; priors k·a, k·b ~ Normal(0.35, 0.2), log k ~ Normal(log 0.75, 0.4): assumption, wide "
+        "as 'coupled'; priors k·a, k·b ~ Normal(0.35, 0.15), log k ~ Normal(log 0.6, 0.5): assumption, wide "
         "enough for Kaplan et al. 2020 (0.08), Hoffmann et al. 2022 (0.34, 0.28), Muennighoff et al. 2023 "
         "(2305.16264: 0.35) and k = 1"
     ),

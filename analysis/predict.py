@@ -18,9 +18,10 @@ from analysis.allocate import (
     isoflops,
     optimal_log_params,
 )
-from analysis.ensemble import PREDICTING, Member, fit_members, forecast
+from analysis.ensemble import AUTOMATIC, Member, fit_members, forecast
 from analysis.fit import fit_law
-from analysis.laws import COMPUTE
+from analysis.laws import COMPUTE, Law
+from analysis.outliers import screen
 from analysis.resample import RESAMPLES, cluster_weights, refit, with_intervals
 from analysis.rollout import Calibration, calibrate, roll
 from analysis.values import (
@@ -28,6 +29,7 @@ from analysis.values import (
     Allocation,
     BacktestRow,
     Envelope,
+    Exclusion,
     Frontier,
     Isoflop,
     LawFit,
@@ -36,6 +38,7 @@ from analysis.values import (
     Skipped,
     Target,
 )
+from analysis.table import size_cluster
 from analysis.verdict import Evidence, judge
 
 FEWEST_BUDGETS = 4
@@ -48,9 +51,11 @@ where the loss is within about 1% of the least. Assumption, from published isoFL
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """All that a prediction is made of. `compute` is L(C) along the compute-optimal points."""
+    """All that a prediction is made of: `runs` are those that were fitted, `outliers` those that
+    contradict them. `compute` is L(C) along the compute-optimal points."""
 
     runs: Runs
+    outliers: tuple[Exclusion, ...]
     members: tuple[Member, ...]
     calibration: Calibration
     backtests: tuple[BacktestRow, ...]
@@ -74,22 +79,23 @@ class Model:
         return (*(member.fit for member in self.members), *((self.compute,) if self.compute else ()))
 
 
-def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
-    """Fit, resample, roll out, and find the optima.
+def model(runs: Runs, predicting: Sequence[Law] = AUTOMATIC, *, resamples: int = RESAMPLES) -> Model:
+    """Leave out what contradicts the rest; fit, resample, roll out, and find the optima.
 
-    Raises ValueError: too few distinct runs for any law of (N, D), saying how many are needed.
+    Raises ValueError: too few distinct runs for the laws that predict, saying how many are needed.
     """
     if not len(runs):
         raise ValueError(
             "no run is left to fit: every row was excluded (see the exclusions). Nothing was fitted."
         )
-    members, skipped = fit_members(runs, resamples=resamples)
-    missing = {law.name for law in PREDICTING} - {member.law.name for member in members}
+    runs, outliers = screen(runs, predicting)
+    members, skipped = fit_members(runs, predicting, resamples=resamples)
+    missing = {law.name for law in predicting} - {member.law.name for member in members}
     if missing:
         raise ValueError(
             next(item.reason for item in skipped if any(f"'{name}'" in item.what for name in missing))
         )
-    calibration, backtests = calibrate(roll(runs))
+    calibration, backtests = calibrate(roll(runs, predicting), predicting)
     cost = cost_rule(runs)
     curves, draws, no_curves = isoflops(runs, cost)
     compute = _along_optimum(runs, curves)
@@ -101,6 +107,7 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
     lacking = tuple(item for item in (*found, compute) if isinstance(item, Skipped))
     return Model(
         runs=runs,
+        outliers=outliers,
         members=members,
         calibration=calibration,
         backtests=backtests,
@@ -115,9 +122,7 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
 
 def predict(known: Model, target: Target, digest: str, created: str | None = None) -> Prediction:
     """The loss of a new run at `target`, its 90% interval, and whether the data carry it that far."""
-    said = forecast(
-        known.members, known.calibration.weights, np.array([target.params]), np.array([target.tokens])
-    )
+    said = forecast(known.members, known.calibration.weights, spots([target]))
     log_loss, half = float(said.log_loss[0]), float(known.calibration.half_width(said)[0])
     by_law = {name: float(np.exp(value[0])) for name, value in said.by_law.items()}
     optimum = float(np.exp(optimal_draws(known, np.array([target.flops]))[0, 0]))
@@ -150,8 +155,9 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
         weights=weights,
         spread={
             "parameters": float(np.sqrt(said.parameters[0])),
+            "discrepancy": float(np.sqrt(said.discrepancy[0])),
             "laws": float(np.sqrt(said.laws[0])),
-            "noise": float(np.sqrt(said.noise)),
+            "noise": float(np.sqrt(said.noise[0])),
             "rollouts": float(np.sqrt(max(scale - 1, 0.0) * said.variance[0])),
         },
         ledger_digest=digest,
@@ -159,6 +165,15 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
         verdict=verdict,
         reasons=reasons,
     )
+
+
+def spots(targets: Sequence[Target]) -> Runs:
+    """Targets as runs that nobody has made yet: their loss is NaN."""
+    columns = np.array([[t.params, t.tokens, t.flops] for t in targets], dtype=np.float64).T
+    unknown = np.full(len(targets), np.nan)
+    labels = tuple(t.cluster or size_cluster(t.params) for t in targets)
+    nameless = ("",) * len(targets)
+    return Runs(nameless, nameless, labels, *columns, unknown, unknown)
 
 
 def optimal_draws(known: Model, flops: np.ndarray) -> np.ndarray:
@@ -190,7 +205,8 @@ def frontier(known: Model, dearest: float, points: int = 60) -> Frontier:
     flops = np.geomspace(known.runs.flops.min(), dearest, points)
     params = np.exp(optimal_draws(known, flops)[0])
     tokens = known.cost.tokens(flops, params)
-    said = forecast(known.members, known.calibration.weights, params, tokens)
+    along = [Target(*spot) for spot in zip(params, tokens, flops, strict=True)]
+    said = forecast(known.members, known.calibration.weights, spots(along))
     half = known.calibration.half_width(said)
     loss, lo, hi = (np.exp(said.log_loss + shift) for shift in (0.0, -half, half))
     return Frontier(flops, params, tokens, loss, lo, hi)

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.ensemble import PREDICTING, Forecast, Member, fit_members, forecast
+from analysis.ensemble import AUTOMATIC, Member, Voice, fit_members, forecast
+from analysis.laws import Law
 from analysis.values import LEVEL, BacktestRow, Runs
-
-RESAMPLES = 200
-"""For each cut. Assumption: only a variance is taken of them, good to 10%."""
 
 SAME_BUDGET = 1.1
 """Runs whose FLOPs differ by less than this ratio are of one budget: rounding to whole steps moves
@@ -36,9 +34,17 @@ SHARPNESS = 2.0
 """Laws weigh as (mean squared rollout error)^-2. Assumption: 1 to 4 gave the same errors within
 4% on public and synthetic sweeps."""
 
-PRIOR_SCALE = 3.0
-"""Degrees of freedom of the prior that forecast variances are right (scaled inverse chi-square with
-mean scale 1). Assumption: 2 to 5 changed widths by less than 8% on public and synthetic sweeps."""
+TYPICAL_SCALE, PRIOR_FREEDOM = 1.3, 2.0
+"""Scale of forecast variances before any rollout, and how many cuts that belief counts for (scaled
+inverse chi-square, Gelman et al., Bayesian Data Analysis, section 2.6). Assumption: on public tables
+of real runs, errors squared were 1 to 2 times the variance that a forecast claimed."""
+
+SMALLEST_SCALE = 0.5
+"""Luck inside the sweep narrows an interval to no less. Assumption."""
+
+FREEDOM = 10.0
+"""Of the Student t that an interval is of. Assumption: a scale learnt from a few correlated cuts is
+known to about 40%, which is what a chi-square of 10 is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +55,22 @@ class Rollout:
     n_fit: int
     members: tuple[Member, ...]
     dearer: Runs
-
-    def log_errors(self, law: str, mask: np.ndarray | slice = slice(None)) -> np.ndarray:
-        member = next(m for m in self.members if m.law.name == law)
-        said, _ = member.log_loss(self.dearer.params[mask], self.dearer.tokens[mask])
-        return said - np.log(self.dearer.loss[mask])
+    errors: Mapping[str, np.ndarray]
+    """log(predicted / measured) by law, float64[run]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What the rollouts earned: weights by law, summing to 1; `scale`, by which forecast variances
-    are multiplied; `freedom`, degrees of freedom of the Student t that the interval is of."""
+    """What the rollouts earned: weights by law, summing to 1, and `scale`, by which forecast
+    variances are multiplied."""
 
     weights: Mapping[str, float]
     scale: float
-    freedom: float
     cuts: int
 
-    def half_width(self, said: Forecast) -> np.ndarray:
+    def half_width(self, said: Voice) -> np.ndarray:
         """Half the 90% interval of a new run's log loss, [point]."""
-        quantile = stats.t.ppf((1 + LEVEL) / 2, self.freedom)
-        return quantile * np.sqrt(self.scale * said.variance)
+        return stats.t.ppf((1 + LEVEL) / 2, FREEDOM) * np.sqrt(self.scale * said.variance)
 
 
 def budgets(flops: np.ndarray) -> list[np.ndarray]:
@@ -97,28 +98,32 @@ def cuts(runs: Runs) -> list[float]:
     return [top for top in tops if np.mean(flops <= top) >= CHEAPEST_SHARE][-CUTS:]
 
 
-def roll(runs: Runs, *, resamples: int = RESAMPLES) -> tuple[Rollout, ...]:
-    """Fit every law at every cut that leaves enough runs for all of them."""
+def roll(runs: Runs, predicting: Sequence[Law] = AUTOMATIC) -> tuple[Rollout, ...]:
+    """Fit every law at every cut that leaves enough runs for all that predict."""
+    names = {law.name for law in predicting}
     rollouts = []
     for cut in cuts(runs):
         cheaper = runs.flops <= cut
         if cheaper.all():
             continue
-        members, skipped = fit_members(runs.take(cheaper), resamples=resamples)
-        if not skipped:
-            rollouts.append(Rollout(cut, int(cheaper.sum()), members, runs.take(~cheaper)))
+        members, _ = fit_members(runs.take(cheaper), predicting, resamples=0)
+        if not names <= {member.law.name for member in members}:
+            continue
+        dearer = runs.take(~cheaper)
+        said = forecast(members, {name: 1 / len(names) for name in names}, dearer).by_law
+        errors = {name: log_loss - np.log(dearer.loss) for name, log_loss in said.items()}
+        rollouts.append(Rollout(cut, int(cheaper.sum()), members, dearer, errors))
     return tuple(rollouts)
 
 
-def weigh(rollouts: Sequence[Rollout], upto: float = np.inf) -> dict[str, float]:
-    """Each law's weight from its errors on runs that cost at most `upto` FLOPs."""
-    names = [law.name for law in PREDICTING]
+def weigh(rollouts: Sequence[Rollout], names: Sequence[str], upto: float = np.inf) -> dict[str, float]:
+    """Each predicting law's weight from its errors on runs that cost at most `upto` FLOPs."""
     squared = []
     for rollout in rollouts:
         seen = rollout.dearer.flops <= upto
         if seen.any():
-            squared.append([np.mean(rollout.log_errors(name, seen) ** 2) for name in names])
-    if not squared:
+            squared.append([np.mean(rollout.errors[name][seen] ** 2) for name in names])
+    if not squared or len(names) == 1:
         return {name: 1 / len(names) for name in names}
     mean = np.mean(squared, axis=0)
     mean = (PRIOR_CUTS * mean.mean() + len(squared) * mean) / (PRIOR_CUTS + len(squared))
@@ -126,34 +131,34 @@ def weigh(rollouts: Sequence[Rollout], upto: float = np.inf) -> dict[str, float]
     return {name: float(share) for name, share in zip(names, weight / weight.sum(), strict=True)}
 
 
-def calibrate(rollouts: Sequence[Rollout]) -> tuple[Calibration, tuple[BacktestRow, ...]]:
+def calibrate(
+    rollouts: Sequence[Rollout], predicting: Sequence[Law] = AUTOMATIC
+) -> tuple[Calibration, tuple[BacktestRow, ...]]:
     """Weights, scale and the rows to show.
 
-    At each cut the laws are weighed by the earlier cuts alone, on runs that the later cut had
-    seen, so that no forecast knows what it is scored on. Errors at one cut share its fit, so a cut
-    counts as one observation of the scale: with m_j the mean of error²/variance at cut j, the
-    posterior scale is (v·1 + sum m_j)/(v + J), v = PRIOR_SCALE, and a new run's error is Student t
-    with v + J degrees of freedom (Gelman et al., Bayesian Data Analysis, section 2.6). A scale below
-    1 is not taken: luck inside the sweep must not make an interval narrower than its parts.
+    At each cut the laws are weighed, and the interval scaled, by the earlier cuts alone, so that no
+    forecast knows what it is scored on. Errors at one cut share its fit, so a cut counts as one
+    observation of the scale: with m_j the mean of error²/variance at cut j, the scale is
+    (v·s + sum m_j)/(v + J), v = PRIOR_FREEDOM and s = TYPICAL_SCALE.
     """
+    names = [law.name for law in predicting]
     ratios: list[float] = []
     rows: list[BacktestRow] = []
     for index, rollout in enumerate(rollouts):
-        weights = weigh(rollouts[:index], rollout.cut_flops)
-        said = forecast(rollout.members, weights, rollout.dearer.params, rollout.dearer.tokens)
-        before = Calibration(weights, _scale(ratios), PRIOR_SCALE + len(ratios), len(ratios))
-        half = before.half_width(said)
-        errors = said.log_loss - np.log(rollout.dearer.loss)
-        for name in said.by_law:
-            rows += _rows(rollout, name, said.by_law[name], None)
+        weights = weigh(rollouts[:index], names, rollout.cut_flops)
+        said = forecast(rollout.members, weights, rollout.dearer)
+        half = Calibration(weights, _scale(ratios), len(ratios)).half_width(said)
+        for name, errors in rollout.errors.items():
+            rows += _rows(rollout, name, errors + np.log(rollout.dearer.loss), None)
         rows += _rows(rollout, "combined", said.log_loss, half)
+        errors = said.log_loss - np.log(rollout.dearer.loss)
         ratios.append(float(np.mean(errors**2 / said.variance)))
-    calibration = Calibration(weigh(rollouts), _scale(ratios), PRIOR_SCALE + len(ratios), len(ratios))
-    return calibration, tuple(rows)
+    return Calibration(weigh(rollouts, names), _scale(ratios), len(ratios)), tuple(rows)
 
 
 def _scale(ratios: Sequence[float]) -> float:
-    return max(1.0, (PRIOR_SCALE + sum(ratios)) / (PRIOR_SCALE + len(ratios)))
+    learnt = (PRIOR_FREEDOM * TYPICAL_SCALE + sum(ratios)) / (PRIOR_FREEDOM + len(ratios))
+    return max(SMALLEST_SCALE, learnt)
 
 
 def _rows(rollout: Rollout, law: str, log_loss: np.ndarray, half: np.ndarray | None) -> list[BacktestRow]:

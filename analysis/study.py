@@ -23,6 +23,9 @@ DEFAULT_EXTRAPOLATION = 10.0
 MISFIT_OF_COST = 0.05
 """Relative misfit of FLOPs a token as a function of N that is worth a warning. Assumption."""
 
+OFFENDERS = 5
+"""Outliers named among the problems; all are in the exclusions."""
+
 Losses = Mapping[str, tuple[float, float | None]]
 
 
@@ -98,9 +101,9 @@ def study(
         title=title,
         params_kind=table.params_kind,
         flops_kind=table.flops_kind,
-        runs=table.runs,
-        rows=tuple(_with_loss(row, losses) for row in table.rows),
-        exclusions=table.exclusions,
+        runs=known.runs,
+        rows=tuple(_as_shown(row, losses, known) for row in table.rows),
+        exclusions=(*table.exclusions, *known.outliers),
         fits=known.fits,
         isoflops=known.isoflops,
         envelope=known.envelope,
@@ -118,11 +121,13 @@ def study(
     )
 
 
-def _with_loss(row: RunRow, losses: Losses) -> RunRow:
-    if row.run_id not in losses:
-        return row
-    loss, loss_se = losses[row.run_id]
-    return replace(row, loss=loss, loss_se=loss_se)
+def _as_shown(row: RunRow, losses: Losses, known: Model) -> RunRow:
+    """With a predicted holdout's loss, and the reason why an outlier is in no fit."""
+    if row.run_id in losses:
+        loss, loss_se = losses[row.run_id]
+        return replace(row, loss=loss, loss_se=loss_se)
+    reason = next((outlier.reason for outlier in known.outliers if outlier.run_id == row.run_id), None)
+    return replace(row, reason=reason) if reason else row
 
 
 def _entropy(known: Model, entropy_rate: float | None) -> EntropyCheck | None:
@@ -163,10 +168,15 @@ def _problems(
             f"FLOPs a token are no smooth function of N here (off by up to {100 * known.cost.worst:.0f}%), "
             "so compute-optimal sizes are rough."
         )
-    if table.exclusions:
-        kinds = Counter(_kind(exclusion.reason) for exclusion in table.exclusions)
+    exclusions = (*table.exclusions, *known.outliers)
+    if exclusions:
+        kinds = Counter(_kind(exclusion.reason) for exclusion in exclusions)
         told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
-        problems.append(f"{len(table.exclusions)} of {len(table.rows)} rows are in no fit ({told}).")
+        problems.append(f"{len(exclusions)} of {len(table.rows)} rows are in no fit ({told}).")
+    if known.outliers:
+        named = "; ".join(f"{outlier.run_id}: {outlier.reason}" for outlier in known.outliers[:OFFENDERS])
+        more = f"; and {len(known.outliers) - OFFENDERS} more" if len(known.outliers) > OFFENDERS else ""
+        problems.append(f"Outliers, left out as failed runs or runs on other data: {named}{more}.")
     problems += [f"Not computed: {item.what}: {item.reason}." for item in known.skipped]
     problems += list(table.notes)
     return tuple(problems)
@@ -174,6 +184,8 @@ def _problems(
 
 def _kind(reason: str) -> str:
     """The sort of an exclusion, without its row's own numbers."""
+    if "standard errors" in reason:
+        return "far from what the others say"
     if reason.startswith("status is "):
         return reason.removeprefix("status is ")
     if "tokens a parameter" in reason:

@@ -74,6 +74,7 @@ class Holdout:
     tokens: float
     flops: float
     finished: bool
+    cluster: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,9 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
         row = reader.row(i)
         if row.role == "holdout":
             rows.append(row)
-            holdouts.append(row)
+            finished = row.status == "finished"
+            spot = (row.run_id, row.params, row.tokens, row.flops)
+            holdouts.append(Holdout(*spot, finished, reader.cluster(i)))
             continue
         content = tuple(sorted((k, v) for k, v in records[i].items() if k != found.get("run_id")))
         reason = reader.exclusion(i, row, rules) or (
@@ -143,10 +146,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
         runs=runs,
         rows=tuple(rows),
         exclusions=tuple(exclusions),
-        holdouts=tuple(
-            Holdout(row.run_id, row.params, row.tokens, row.flops, row.status == "finished")
-            for row in holdouts
-        ),
+        holdouts=tuple(holdouts),
         columns=found,
         params_kind=_params_kind(found["params"]),
         flops_kind="6·N·D" if "flops" not in found else f"column {found['flops']}",
@@ -189,7 +189,7 @@ def as_runs(
     labels = [
         tuple(f"row {i + 1}" for i in range(count)),
         tuple(group) if group is not None else ("",) * count,
-        tuple(cluster) if cluster is not None else tuple(f"N={size:.10g}" for size in columns[0]),
+        tuple(cluster) if cluster is not None else tuple(map(size_cluster, columns[0])),
     ]
     if {len(column) for column in (*columns, *labels)} != {count}:
         raise ValueError(f"columns of unequal lengths: {[len(column) for column in (*columns, *labels)]}")
@@ -246,6 +246,11 @@ def find_columns(path: Path, records: Sequence[Row], wanted: Mapping[str, str]) 
             f"The columns are: {', '.join(there)}. Nothing was fitted."
         )
     return found
+
+
+def size_cluster(params: float) -> str:
+    """What runs of one size are labelled with where the table names no cluster."""
+    return f"N={params:.10g}"
 
 
 class _Reader:
@@ -322,7 +327,7 @@ class _Reader:
 
     def cluster(self, i: int) -> str:
         """The table's own label, or the size."""
-        return self.text(i, "cluster") or f"N={self.number(i, 'params'):.10g}"
+        return self.text(i, "cluster") or size_cluster(self.number(i, "params"))
 
     def digest(self) -> str:
         fitted = [i for i in range(len(self.records)) if not HOLDOUT_WORDS[self.text(i, "role").lower()]]

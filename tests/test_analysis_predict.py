@@ -11,9 +11,9 @@ from analysis_helpers import BUDGETS, optimal_params, sweep, target, true_loss
 from analysis.ensemble import fit_members, forecast
 from analysis.fit import as_problem, fit_law
 from analysis.laws import COUPLED, SEPARABLE
-from analysis.predict import frontier, model, optimal_range, predict
+from analysis.predict import frontier, model, optimal_range, predict, spots
 from analysis.resample import cluster_weights, estimate, refit
-from analysis.rollout import PRIOR_SCALE, budgets, calibrate, cuts, roll, weigh
+from analysis.rollout import TYPICAL_SCALE, budgets, calibrate, cuts, roll, weigh
 from analysis.table import as_runs
 from analysis.values import Target, Verdict
 
@@ -94,47 +94,42 @@ def test_a_rollout_never_sees_what_it_predicts():
     wild = runs.loss.copy()
     dearest = runs.flops > BUDGETS[-2] * 1.05
     wild[dearest] *= 3
-    for before, after in zip(
-        roll(runs, resamples=20), roll(replace(runs, loss=wild), resamples=20), strict=True
-    ):
+    for before, after in zip(roll(runs), roll(replace(runs, loss=wild)), strict=True):
         assert before.n_fit == np.sum(runs.flops <= before.cut_flops * (1 + 1e-12))
         np.testing.assert_array_equal(before.members[0].theta, after.members[0].theta)
         assert before.dearer.flops.min() > before.cut_flops
 
 
-def test_the_law_that_extrapolates_better_gets_the_weight(monkeypatch):
-    monkeypatch.setattr("analysis.rollout.PREDICTING", (SEPARABLE, COUPLED))
+def test_the_law_that_extrapolates_better_gets_the_weight():
     # A strongly coupled truth, which the separable law cannot follow.
     params, tokens = sweep(sizes=8).params, sweep(sizes=8).tokens
     loss = 0.9 + (60 / params**0.9 * 30 + 9000 / tokens**0.8) ** 0.35
-    weights = weigh(roll(as_runs(params, tokens, loss), resamples=20))
+    weights = weigh(roll(as_runs(params, tokens, loss), (SEPARABLE, COUPLED)), ("separable", "coupled"))
     assert weights["coupled"] > 0.8
     assert sum(weights.values()) == pytest.approx(1)
-    assert weigh(()) == {"separable": 0.5, "coupled": 0.5}
+    assert weigh((), ("separable", "coupled")) == {"separable": 0.5, "coupled": 0.5}
 
 
-def test_without_rollouts_the_scale_is_the_prior():
+def test_without_rollouts_the_scale_is_what_is_typical():
     calibration, rows = calibrate(())
-    assert (calibration.scale, calibration.freedom, rows) == (1.0, PRIOR_SCALE, ())
+    assert (calibration.scale, calibration.cuts, rows) == (TYPICAL_SCALE, 0, ())
 
 
 def test_misses_inside_the_sweep_widen_the_interval():
     runs = sweep(NOISE)
     bent = replace(runs, loss=runs.loss * np.where(runs.flops > BUDGETS[2] * 1.05, 1.05, 1.0))
-    calm, missed = calibrate(roll(runs, resamples=50))[0], calibrate(roll(bent, resamples=50))[0]
+    calm, missed = calibrate(roll(runs))[0], calibrate(roll(bent))[0]
     assert missed.scale > 3 * calm.scale
 
 
-def test_a_forecast_of_one_member_is_that_member():
-    members, _ = fit_members(sweep(NOISE), resamples=50)
-    spot = np.array([2e4]), np.array([1e8])
-    said = forecast(members, {"separable": 1.0, "coupled": 0.0}, *spot)
-    alone = members[0].log_loss(*spot)[0]
-    assert said.log_loss == pytest.approx(alone)
-    assert said.laws == pytest.approx(0)
-    assert set(said.by_law) == {"separable", "coupled", "shrunk"}
-    both = forecast(members, {"separable": 0.5, "coupled": 0.5}, *spot)
-    assert both.laws > 0
+def test_a_forecast_of_one_member_is_that_member_and_two_that_differ_widen_it():
+    members, _ = fit_members(sweep(NOISE), (SEPARABLE, COUPLED), resamples=0)
+    spot = spots([target()])
+    alone, both = (forecast(members, w, spot) for w in ({"separable": 1.0}, {"separable": 0.5, "coupled": 0.5}))
+    assert alone.log_loss == pytest.approx(alone.by_law["separable"])
+    assert alone.laws == pytest.approx(0)
+    assert set(alone.by_law) == {"separable", "coupled", "shrunk"}
+    assert both.laws == pytest.approx((both.by_law["separable"] - both.by_law["coupled"]) ** 2 / 4)
 
 
 def test_farther_targets_have_wider_intervals(known):
@@ -192,6 +187,7 @@ def test_weights_and_spread_are_told(known):
     assert sum(prediction.weights.values()) == pytest.approx(1)
     assert prediction.lo90 < prediction.loss < prediction.hi90
     assert prediction.spread["noise"] == pytest.approx(NOISE, rel=0.5)
+    assert set(prediction.spread) == {"parameters", "discrepancy", "laws", "noise", "rollouts"}
     assert set(prediction.by_law) >= {"separable", "coupled"}
 
 
