@@ -114,10 +114,11 @@ def make_predictions(request: Request, table: Table, known: Model) -> tuple[Pred
     if request.is_sweep:
         made = list(store.read_predictions(request.runs.parent / "report" / "predictions.json"))
     else:
-        spots = {
-            (h.params, h.tokens): Target(h.params, h.tokens, h.flops, h.cluster) for h in table.holdouts
-        }
-        made = [predict(known, target, table.digest) for target in spots.values()]
+        spots = {(h.params, h.tokens): h for h in table.holdouts}
+        made = [
+            predict(known, Target(h.params, h.tokens, h.flops), table.digest, cluster=h.cluster)
+            for h in spots.values()
+        ]
     if asked is None and not made:
         asked = optimal_target(known, DEFAULT_EXTRAPOLATION * float(known.runs.flops.max()))
         print(

@@ -120,9 +120,15 @@ def model(runs: Runs, predicting: Sequence[Law] = AUTOMATIC, *, resamples: int =
     )
 
 
-def predict(known: Model, target: Target, digest: str, created: str | None = None) -> Prediction:
-    """The loss of a new run at `target`, its 90% interval, and whether the data carry it that far."""
-    said = forecast(known.members, known.calibration.weights, spots([target]))
+def predict(
+    known: Model, target: Target, digest: str, created: str | None = None, cluster: str = ""
+) -> Prediction:
+    """The loss of a new run at `target`, its 90% interval, and whether the data carry it that far.
+
+    `cluster` names the runs that it is not independent of (a trunk that it continues); without one
+    those of its size.
+    """
+    said = forecast(known.members, known.calibration.weights, spots([target], [cluster]))
     log_loss, half = float(said.log_loss[0]), float(known.calibration.half_width(said)[0])
     by_law = {name: float(np.exp(value[0])) for name, value in said.by_law.items()}
     optimum = float(np.exp(optimal_draws(known, np.array([target.flops]))[0, 0]))
@@ -167,11 +173,12 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
     )
 
 
-def spots(targets: Sequence[Target]) -> Runs:
-    """Targets as runs that nobody has made yet: their loss is NaN."""
+def spots(targets: Sequence[Target], clusters: Sequence[str] | None = None) -> Runs:
+    """Targets as runs that nobody has made yet: their loss is NaN. "" is the cluster of its size."""
     columns = np.array([[t.params, t.tokens, t.flops] for t in targets], dtype=np.float64).T
     unknown = np.full(len(targets), np.nan)
-    labels = tuple(t.cluster or size_cluster(t.params) for t in targets)
+    named = clusters or ("",) * len(targets)
+    labels = tuple(name or size_cluster(t.params) for name, t in zip(named, targets, strict=True))
     nameless = ("",) * len(targets)
     return Runs(nameless, nameless, labels, *columns, unknown, unknown)
 

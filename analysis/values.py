@@ -281,13 +281,11 @@ class BacktestRow:
 
 @dataclass(frozen=True)
 class Target:
-    """The run to predict; `params` counts what the table's `params` counts. `cluster`: the set of
-    runs that it will not be independent of (a trunk that it continues); "" for those of its size."""
+    """The run to predict; `params` counts what the table's `params` counts."""
 
     params: float
     tokens: float
     flops: float
-    cluster: str = ""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ def kriged(runs: Runs, law=SHRUNK):
 
 
 def at(found, params, tokens, cluster=""):
-    where = Target(params, tokens, 6 * params * tokens, cluster)
-    runs = spots([where])
+    runs = spots([Target(params, tokens, 6 * params * tokens)], [cluster])
     return found.forecast(log_variables(found.law, runs), runs.cluster)
 
 
