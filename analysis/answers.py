@@ -18,6 +18,17 @@ from analysis.units import count, days, power
 DURATIONS = (1.0, 7.0, 30.0, 90.0, 365.0)
 """Days that are tabled where none is given."""
 
+WHOLE_PASSES = "whole passes over the same tokens, shuffled"
+
+MISPRICED = 0.05
+"""Relative difference between two counts of FLOPs that is worth a word. Assumption."""
+
+SAME_RUN = 1e-3
+"""Relative difference in N and D up to which a prediction is for the run asked about: three digits."""
+
+ROUNDING = 1.005
+"""Factor beyond a fitted range that its three printed digits leave open."""
+
 Table = tuple[tuple[str, ...], ...]
 
 
@@ -27,6 +38,7 @@ class Answer:
 
     law: whose answer it is (None: nobody's). runs: the N, D or C that it asked the law about, by
     variable, to be held against what the law was fitted to. interval: where it differs from the law's.
+    compare: what another law would answer, where the question can be put to it.
     """
 
     says: tuple[str, ...]
@@ -35,6 +47,7 @@ class Answer:
     assumes: tuple[str, ...] = ()
     runs: tuple[tuple[str, float], ...] = ()
     interval: str | None = None
+    compare: Callable[[Known], Plan] | None = None
 
 
 def tokens(law: Known, *, params: float, cost: float) -> Answer:
@@ -47,8 +60,10 @@ def tokens(law: Known, *, params: float, cost: float) -> Answer:
             "With fewer, a smaller model reaches a lower loss for the same compute; more tokens still help.",
         ),
         law,
-        assumes=(cost_rule(law, cost),),
+        assumes=(cost_rule(law, cost), *_priced_otherwise(law, plan.flops, cost)),
         runs=runs_of(plan),
+        interval=_at_frontier(law, plan.flops),
+        compare=lambda other: other.for_params(params, cost),
     )
 
 
@@ -62,8 +77,14 @@ def params(law: Known, *, tokens: float, cost: float) -> Answer:
             "A larger one would want more tokens, a smaller one reaches a higher loss.",
         ),
         law,
-        assumes=(cost_rule(law, cost), "each token is seen once (question 'repeat' asks about more passes)"),
+        assumes=(
+            cost_rule(law, cost),
+            *_priced_otherwise(law, plan.flops, cost),
+            "each token is seen once (question 'repeat' asks about more passes)",
+        ),
         runs=runs_of(plan),
+        interval=_at_frontier(law, plan.flops),
+        compare=lambda other: other.for_tokens(tokens, cost),
     )
 
 
@@ -77,22 +98,26 @@ def budget(
     unique: float | None = None,
 ) -> Answer:
     """Which N and D, and what loss, C FLOPs or a machine for some days buy; of the machine alone, a table
-    of durations. With `unique`, tokens beyond those are repeats."""
-    asked, assumes = (law, (cost_rule(law, cost),)) if unique is None else repeating(law, cost)
-    spent = [flops or machine.flops(time) for time in ((duration,) if flops or duration else DURATIONS)]
-    plans = [asked.optimum(C, cost, unique) for C in spent]
+    of durations. With `unique`, tokens beyond those are repeats.
+
+    Raises NoAnswer: neither flops nor a machine, or flops and a duration; or a law without a word on
+        repeats and `unique`.
+    """
+    if (flops is None and machine is None) or (duration and (flops or machine is None)):
+        raise NoAnswer(
+            "a budget is flops=, or gpus= and gpu= with or without days=; flops= and days= do not go together"
+        )
+    if unique is not None and law.repeats is None:
+        raise NoAnswer(
+            f"law '{law.name}' does not say what repeated tokens and parameters in excess of them are worth, "
+            "on which the best split rests; law=muennighoff does"
+        )
+    assumes = (cost_rule(law, cost),) + (() if unique is None else (WHOLE_PASSES,))
     assumes += _machine(machine)
-    if len(plans) > 1:
-        head = ("time", "C", "N", "D", "D/N", "loss") + (("cost",) if machine.price else ())
-        rows = [
-            (days(time), power(plan.flops), count(plan.params), count(plan.tokens))
-            + (f"{plan.tokens / plan.params:.3g}", f"{plan.loss:.4f}" if plan.loss else "-")
-            + ((_money(machine, plan.flops),) if machine.price else ())
-            for time, plan in zip(DURATIONS, plans, strict=True)
-        ]
-        says = (f"What {_named(machine)} can train at best, by how long they run (days=... for one):",)
-        return Answer(says, law, (head, *rows), assumes, tuple(run for plan in plans for run in runs_of(plan)))
-    plan = plans[0]
+    if flops is None and duration is None:
+        return _durations(law, machine, cost, unique, assumes)
+    plan = law.optimum(flops or machine.flops(duration), cost, unique)
+    assumes += _priced_otherwise(law, plan.flops, cost)
     says = [
         f"{_spending(plan, machine)} trains best a model of {count(plan.params)} parameters on "
         f"{count(plan.tokens)} tokens ({ratio(plan)}{_loss(plan)})."
@@ -101,9 +126,31 @@ def budget(
         says.append(f"That is {plan.tokens / unique:.3g} passes over the {count(unique)} unique tokens.")
     if machine:
         says.append(_taking(machine, plan.flops))
-    grown = (asked.optima.a, asked.optima.b) if asked.optima else _growth(asked, plan, cost, unique)
-    says.append(f"Ten times the compute: {10 ** grown[0]:.1f}x the parameters, {10 ** grown[1]:.1f}x the tokens.")
-    return Answer(tuple(says), law, assumes=assumes, runs=runs_of(plan), interval=_at_frontier(law, plan.flops))
+    a, b = (law.optima.a, law.optima.b) if law.optima else _growth(law, plan, cost, unique)
+    says.append(f"Ten times the compute: {10**a:.1f}x the parameters, {10**b:.1f}x the tokens.")
+    return Answer(
+        tuple(says),
+        law,
+        assumes=assumes,
+        runs=runs_of(plan),
+        interval=_at_frontier(law, plan.flops) if unique is None else None,
+        compare=(lambda other: other.optimum(plan.flops, cost)) if unique is None else None,
+    )
+
+
+def _durations(
+    law: Known, machine: Machine, cost: float, unique: float | None, assumes: tuple[str, ...]
+) -> Answer:
+    plans = [law.optimum(machine.flops(duration), cost, unique) for duration in DURATIONS]
+    head = ("time", "C", "N", "D", "D/N", "loss") + (("cost",) if machine.price else ())
+    rows = [
+        (days(duration), power(plan.flops), count(plan.params), count(plan.tokens))
+        + (count(plan.tokens / plan.params), f"{plan.loss:.4f}" if plan.loss else "-")
+        + ((_money(machine, plan.flops),) if machine.price else ())
+        for duration, plan in zip(DURATIONS, plans, strict=True)
+    ]
+    says = (f"What {_named(machine)} can train at best, by how long they run (days= asks about one):",)
+    return Answer(says, law, (head, *rows), assumes, tuple(run for plan in plans for run in runs_of(plan)))
 
 
 def time(*, machine: Machine, params: float, tokens: float, cost: float) -> Answer:
@@ -133,15 +180,20 @@ def loss(
     unique: float | None = None,
 ) -> Answer:
     """What loss a run reaches: N and D; or C alone, spent at the optimum; or N or D alone, where the law
-    knows that limit."""
+    knows that limit. With `unique`, tokens of D beyond those are repeats.
+
+    Raises NoAnswer: any other set of these.
+    """
     given = {"params": params, "tokens": tokens, "flops": flops}
     given = {name: value for name, value in given.items() if value is not None}
     if set(given) == {"params", "tokens"}:
-        asked, assumes = (law, ()) if unique is None else repeating(law, cost)
+        asked, assumes = (law, ()) if unique is None else repeating(law)
         value = asked.loss_at(params, tokens, unique)
         what = f"{count(params)} parameters on {count(tokens)} tokens" + (
             "" if unique is None else f", {count(unique)} of them distinct,"
         )
+    elif unique is not None:
+        raise NoAnswer("unique= goes with params= and tokens=")
     elif set(given) == {"flops"}:
         plan = law.optimum(flops, cost)
         if plan.loss is None:
@@ -155,41 +207,44 @@ def loss(
     else:
         raise NoAnswer("give params= and tokens=, or flops= alone" + _limits(law))
     interval = _at_frontier(law, flops) if flops else None
+    if params and tokens:
+        interval = _as_predicted(law, params, tokens, unique)
     says = (f"{what[0].upper()}{what[1:]}: loss {value:.4f} nats a token (perplexity {np.exp(value):.4g}).",)
     return Answer(says, law, assumes=assumes, runs=tuple(given.items()), interval=interval)
 
 
-def others(law: Known, plan_of: Callable[[Known], Plan]) -> Table:
+def others(answer: Answer) -> Table:
     """What the other published laws say to the same question."""
-    rows = []
-    for other in LAWS.values():
-        if other.name != law.name and other.one_pass:
-            plan = plan_of(other)
-            rows.append((other.name, count(plan.params), count(plan.tokens), f"{plan.tokens / plan.params:.3g}"))
-    return (("law", "N", "D", "D/N"), *rows)
+    plans = {
+        other.name: answer.compare(other)
+        for other in LAWS.values()
+        if other.name != answer.law.name and other.one_pass
+    }
+    rows = (
+        (name, count(plan.params), count(plan.tokens), count(plan.tokens / plan.params), power(plan.flops))
+        for name, plan in plans.items()
+    )
+    return (("law", "N", "D", "D/N", "C"), *rows)
 
 
 def outside(law: Known, runs: Iterable[tuple[str, float]]) -> tuple[str, ...]:
-    """Where the question goes beyond the runs that the law was fitted to: one warning a variable, the worst."""
-    names = {"params": "N", "tokens": "D", "flops": "C"}
+    """How far the runs go beyond those that the law was fitted to: in words, the worst of each variable."""
     worst: dict[str, tuple[float, str]] = {}
     for variable, value in runs:
         low, high = (law.fitted or {}).get(variable, (None, None))
-        for factor, bound, side in ((high and value / high, high, "largest"), (low and low / value, low, "smallest")):
-            if factor and factor > max(1.005, worst.get(variable, (0.0, ""))[0]):
-                shown = power if variable == "flops" else count
-                text = f"{names[variable]} = {shown(value)} is {_times(factor)} the {side} fitted ({shown(bound)})"
-                worst[variable] = (factor, text if side == "largest" else text.replace("is ", "is 1/", 1))
+        beyond = [(value / high, "times the largest", high)] if high else []
+        beyond += [(low / value, "times below the smallest", low)] if low else []
+        symbol, shown = {"params": ("N", count), "tokens": ("D", count), "flops": ("C", power)}[variable]
+        for factor, how, bound in beyond:
+            if factor > max(ROUNDING, worst.get(variable, (0.0, ""))[0]):
+                text = f"{symbol} = {shown(value)} is {power(factor)} {how} fitted ({shown(bound)})"
+                worst[variable] = (factor, text)
     return tuple(text for _, text in worst.values())
 
 
-def _times(factor: float) -> str:
-    return f"{factor:.3g} times" if factor < 1e4 else f"{power(factor)} times"
-
-
-def repeating(law: Known, cost: float) -> tuple[Known, tuple[str, ...]]:
+def repeating(law: Known) -> tuple[Known, tuple[str, ...]]:
     """The law with repeated tokens discounted, by its own constants or else by Muennighoff et al.'s."""
-    assumed = (cost_rule(law, cost), "whole passes over the same tokens, shuffled")
+    assumed = (WHOLE_PASSES,)
     if law.repeats:
         return law, assumed
     if law.loss is None or not law.one_pass:
@@ -202,8 +257,8 @@ def repeating(law: Known, cost: float) -> tuple[Known, tuple[str, ...]]:
         return law.loss(params, effective, effective)
 
     assumed += (
-        f"D counts as U + U·R*·(1 - exp(-(D/U - 1)/R*)) with R* = {star:.4g} from Muennighoff et al. 2023 (arXiv "
-        "2305.16264): another corpus may have another R*",
+        f"D counts as U + U·R*·(1 - exp(-(D/U - 1)/R*)) with R* = {star:.4g} from Muennighoff et al. 2023 "
+        "(arXiv 2305.16264): another corpus may have another R*; parameters count in full",
     )
     return replace(law, loss=discounted, repeats=Repeats(star, np.inf)), assumed
 
@@ -218,13 +273,44 @@ def _at_frontier(law: Known, flops: float) -> str | None:
     """The interval that the analysis behind the law gives at its own optimum of C, where it looked."""
     if not law.frontier:
         return None
-    x, *rows = np.log(np.array(law.frontier)).T
+    x = np.log([row[0] for row in law.frontier])
     if not x[0] <= np.log(flops) <= x[-1]:
-        return f"{law.interval}; for the loss none at {power(flops)} FLOPs, beyond what the analysis looked at"
-    loss, lo, hi = (float(np.exp(np.interp(np.log(flops), x, row))) for row in rows)
+        return (
+            f"for the loss none: {power(flops)} FLOPs are beyond what the analysis looked at; {law.interval}"
+        )
+    loss, lo, hi = (_between(law, flops, column) for column in (3, 4, 5))
     return (
         f"loss {lo:.4f} to {hi:.4f} for 90% of new runs at the optimum of {power(flops)} FLOPs, around the "
         f"analysis' own prediction of {loss:.4f}; {law.interval}"
+    )
+
+
+def _between(law: Known, flops: float, column: int) -> float:
+    """A column of the frontier at C, by a power law between its rows."""
+    rows = np.log(law.frontier)
+    return float(np.exp(np.interp(np.log(flops), rows[:, 0], rows[:, column])))
+
+
+def _as_predicted(law: Known, params: float, tokens: float, unique: float | None) -> str | None:
+    """The interval of a prediction that the analysis behind the law made for this very run."""
+    for _, N, D, loss, lo, hi in law.predicted:
+        if unique is None and np.allclose([params / N, tokens / D], 1, rtol=SAME_RUN):
+            return (
+                f"{lo:.4f} to {hi:.4f} for 90% of new runs, around the analysis' own prediction of "
+                f"{loss:.4f}; {law.interval}"
+            )
+    return None
+
+
+def _priced_otherwise(law: Known, flops: float, cost: float) -> tuple[str, ...]:
+    """Where the analysed runs' own FLOPs are not cost·N·D."""
+    if not law.frontier or law.optima:
+        return ()
+    seen = _between(law, flops, 0) / _between(law, flops, 1) / _between(law, flops, 2)
+    if abs(seen / cost - 1) < MISPRICED:
+        return ()
+    return (
+        f"the analysed runs' FLOPs are {seen:.3g}·N·D at such a budget: cost={seen:.3g} counts as they do",
     )
 
 
@@ -243,13 +329,13 @@ def _machine(machine: Machine | None) -> tuple[str, ...]:
         return ()
     chip = machine.accelerator
     return (
-        f"{chip.name}: {chip.peak / 1e12:g} TFLOP/s at most, dense bf16 ({chip.source}); {100 * machine.mfu:g}% of "
-        "it reached (mfu=), which a new code base has to earn",
+        f"{chip.name}: {chip.peak / 1e12:g} TFLOP/s at most, dense, 16 bits ({chip.source}); "
+        f"{100 * machine.mfu:g}% of it reached (mfu=), which a new code base has to earn",
     )
 
 
 def _named(machine: Machine) -> str:
-    return f"{machine.gpus:g} {machine.accelerator.name} at {100 * machine.mfu:g}% of peak"
+    return f"{machine.gpus:g} x {machine.accelerator.name} at {100 * machine.mfu:g}% of peak"
 
 
 def _spending(plan: Plan, machine: Machine | None) -> str:
@@ -262,7 +348,8 @@ def _taking(machine: Machine, flops: float) -> str:
     hours = f"{machine.gpu_hours(flops):,.0f} accelerator hours"
     if machine.price is None:
         return f"That is {hours} over {days(machine.days(flops))} (price= an hour gives the cost)."
-    return f"That is {hours} over {days(machine.days(flops))}, at {machine.price:g} an hour: {_money(machine, flops)}."
+    cost = f"at {machine.price:g} an hour: {_money(machine, flops)}"
+    return f"That is {hours} over {days(machine.days(flops))}, {cost}."
 
 
 def _money(machine: Machine, flops: float) -> str:
@@ -270,7 +357,7 @@ def _money(machine: Machine, flops: float) -> str:
 
 
 def ratio(plan: Plan) -> str:
-    return f"{plan.tokens / plan.params:.3g} a parameter"
+    return f"{count(plan.tokens / plan.params)} a parameter"
 
 
 def _loss(plan: Plan) -> str:

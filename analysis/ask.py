@@ -6,14 +6,14 @@ import difflib
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import answers, tradeoffs
 from analysis.answers import Answer, Table
 from analysis.fitted import read_laws
 from analysis.hardware import ACCELERATORS, USUAL_MFU, Machine
-from analysis.known import FLOPS_PER_PARAM, Known, Plan
+from analysis.known import FLOPS_PER_PARAM, Known
 from analysis.published import LAWS
 from analysis.units import count, parse, power
 
@@ -28,8 +28,7 @@ class UsageError(ValueError):
 @dataclass(frozen=True)
 class Question:
     """needs: keys that must be given. may: keys that can be. law: whether one answers it, else nobody's
-    law is needed. default: the law where the user names none. compare: how the other published laws
-    would answer, where that makes sense."""
+    law is needed. default: the law where the user names none."""
 
     name: str
     asks: str
@@ -39,7 +38,10 @@ class Question:
     answer: Callable[..., Answer]
     law: bool = True
     default: str = "besiroglu"
-    compare: Callable[[Known, Mapping], Plan] | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.needs, *self.may, *(("law", "fits") if self.law else ()))
 
 
 MACHINE = ("gpus", "gpu", "mfu", "price")
@@ -72,7 +74,6 @@ QUESTIONS = {
             ("params",),
             ("cost",),
             answers.tokens,
-            compare=lambda law, given: law.for_params(given["params"], given["cost"]),
         ),
         Question(
             "params",
@@ -81,7 +82,6 @@ QUESTIONS = {
             ("tokens",),
             ("cost",),
             answers.params,
-            compare=lambda law, given: law.for_tokens(given["tokens"], given["cost"]),
         ),
         Question(
             "budget",
@@ -90,7 +90,6 @@ QUESTIONS = {
             (),
             ("flops", *MACHINE, "days", "unique", "cost"),
             answers.budget,
-            compare=lambda law, given: law.optimum(_flops(given), given["cost"]),
         ),
         Question(
             "time",
@@ -106,7 +105,7 @@ QUESTIONS = {
             "What loss does a run reach?",
             "params=7B tokens=2T",
             (),
-            ("params", "tokens", "flops", "unique", "cost"),
+            ("params", "tokens", "flops", "unique"),
             answers.loss,
         ),
         Question(
@@ -130,7 +129,7 @@ QUESTIONS = {
             "What are several passes over the same tokens worth, and what one more decade of them?",
             "unique=100B epochs=4",
             ("unique", "epochs"),
-            ("params", "cost"),
+            ("params",),
             tradeoffs.repeat,
             default="muennighoff",
         ),
@@ -160,8 +159,7 @@ def respond(words: Sequence[str]) -> str:
         read(rest, ())
         return list_gpus()
     question = _one_of(QUESTIONS, name, "question", f"{', '.join(QUESTIONS)}, laws, gpus")
-    keys = (*question.needs, *question.may, *(("law", "fits") if question.law else ()))
-    text = read(rest, keys)
+    text = read(rest, question.keys)
     missing = [key for key in question.needs if key not in text]
     if missing:
         lacks = ", ".join(f"{key}= ({ABOUT[key]})" for key in missing)
@@ -171,12 +169,13 @@ def respond(words: Sequence[str]) -> str:
         return render(question.answer(**given), chosen=True)
     law = choose(question, text)
     if "cost" in text and law.optima:
-        raise UsageError(f"law '{law.name}' counts FLOPs its authors' way, which cost= cannot change; leave it out")
+        raise UsageError(
+            f"law '{law.name}' counts FLOPs its authors' way, which cost= cannot change; leave it out"
+        )
     answer = question.answer(law, **given)
-    compared: Table = ()
-    if question.compare and "law" not in text and "unique" not in given and ("flops" in given or "machine" not in given or "duration" in given):
-        compared = answers.others(law, lambda other: question.compare(other, given))
-    return render(answer, chosen="law" in text or "fits" in text, compared=compared)
+    named = "law" in text or "fits" in text
+    compared = answers.others(answer) if answer.compare and not named else ()
+    return render(answer, chosen=named, compared=compared)
 
 
 def read(words: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
@@ -225,10 +224,6 @@ def choose(question: Question, text: Mapping[str, str]) -> Known:
     return _one_of(laws, text.get("law", next(iter(laws))), f"law in {text['fits']}", ", ".join(laws))
 
 
-def _flops(given: Mapping) -> float:
-    return given["flops"] if "flops" in given else given["machine"].flops(given["duration"])
-
-
 def _one_of(choices: Mapping, name: str, kind: str, listed: str):
     if name in choices:
         return choices[name]
@@ -244,13 +239,15 @@ def render(answer: Answer, *, chosen: bool, compared: Table = ()) -> str:
     """The answer, warnings, tables, then the law, its source, what is assumed, and the interval."""
     law = answer.law
     blocks = ["\n".join(textwrap.fill(sentence, WIDTH) for sentence in answer.says)]
-    warnings = answers.outside(law, answer.runs) if law else ()
+    beyond = answers.outside(law, answer.runs) if law else ()
+    warnings = [f"extrapolation: {'; '.join(beyond)}"] if beyond else []
+    warnings += [law.caution] if law and law.caution else []
     if warnings:
-        blocks.append(_item("Warning", f"extrapolation: {'; '.join(warnings)}"))
+        blocks.append("\n".join(_item("Warning", warning) for warning in warnings))
     if answer.table:
         blocks.append(_table(answer.table))
     if compared:
-        blocks.append(f"The other published laws say:\n{_table(compared)}")
+        blocks.append(f"The other published laws say, each counting N and C its own way:\n{_table(compared)}")
     items = []
     if law:
         items += [
@@ -273,12 +270,11 @@ def _item(label: str, text: str) -> str:
 
 
 def _table(rows: Table) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        lines.append("  ".join([row[0].ljust(widths[0]), *rest]).rstrip())
-        del first
+    """The head and rows in columns, all but the first set to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]
     return textwrap.indent("\n".join(lines), "  ")
 
 
@@ -286,7 +282,7 @@ def usage() -> str:
     lines = ["python -m analysis.ask QUESTION key=value ...", ""]
     for question in QUESTIONS.values():
         lines += [f"{question.name:<10}{question.asks}", f"{'':<10}{question.name} {question.example}"]
-        lines += [f"{'':<10}keys: {', '.join((*question.needs, *question.may, *(('law', 'fits') if question.law else ())))}"]
+        lines += [f"{'':<10}keys: {', '.join(question.keys)}"]
     lines += [f"{'laws':<10}The published laws with their sources; laws fits=DIR: those of a report"]
     lines += [f"{'gpus':<10}The accelerators and their peak", ""]
     lines += [_item(f"{key}=", text) for key, text in ABOUT.items()]
@@ -294,7 +290,7 @@ def usage() -> str:
 
 
 def list_laws(laws: Mapping[str, Known]) -> str:
-    blocks = []
+    blocks, said = [], set()
     for law in laws.values():
         names = {"params": "N", "tokens": "D", "flops": "C"}
         spans = [
@@ -306,9 +302,10 @@ def list_laws(laws: Mapping[str, Known]) -> str:
                 [_item("Law", law.name), _item("", law.equation), _item("Source", law.source)]
                 + [_item("N", law.counts), _item("Tokens", law.corpus)]
                 + [_item("Fitted", ", ".join(spans) or "range not known"), _item("Interval", law.interval)]
-                + [_item("Note", note) for note in law.notes]
+                + [_item("Note", note) for note in (law.caution, *law.notes) if note and note not in said]
             )
         )
+        said.update((law.caution, *law.notes))
     return "\n\n".join(blocks)
 
 
@@ -317,10 +314,14 @@ def _span(low: float | None, high: float | None, shown: Callable[[float], str]) 
 
 
 def list_gpus() -> str:
-    rows = [(chip.name, f"{chip.peak / 1e12:g}", chip.source) for chip in ACCELERATORS.values()]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    head = "TFLOP/s at most, dense matrix products in bf16 with fp32 sums:"
-    return "\n".join([head, *(f"  {name:<{widths[0]}}  {peak:>{widths[1]}}  {source}" for name, peak, source in rows)])
+    rows = (
+        ("name", "TFLOP/s", ""),
+        *((chip.name, f"{chip.peak / 1e12:g}", "") for chip in ACCELERATORS.values()),
+    )
+    lines = _table(rows).splitlines()
+    sources = ("source", *(chip.source for chip in ACCELERATORS.values()))
+    head = "At most, dense matrix products of 16-bit numbers:"
+    return "\n".join([head, *(f"{line}  {source}" for line, source in zip(lines, sources, strict=True))])
 
 
 if __name__ == "__main__":

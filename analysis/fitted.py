@@ -11,11 +11,9 @@ import numpy as np
 
 from analysis.known import Known, Optima
 from analysis.laws import LAWS
+from analysis.values import Verdict
 
-NO_INTERVAL = (
-    "none for N and D: the file holds an interval for each constant, not how they vary together, so none "
-    "follows for what is computed from several"
-)
+NO_INTERVAL = "for N and D none: the file holds one for each constant, not how they vary together"
 
 
 def read_laws(path: Path) -> dict[str, Known]:
@@ -28,9 +26,11 @@ def read_laws(path: Path) -> dict[str, Known]:
     file = _file(path)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        laws = [_law(content, entry) for entry in content["fits"]]
-        laws += [_allocation(content, entry) for entry in content["allocations"]]
-        weights = _weights(file.with_name("predictions.json"))
+        made = _predictions(file.with_name("predictions.json"))
+        about = _about(content, made)
+        laws = [_law(entry, about) for entry in content["fits"]]
+        laws += [_allocation(entry, about) for entry in content["allocations"]]
+        weights = made[-1]["weights"] if made else {}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{file} is not the fits.json of an analysis ({type(error).__name__}: {error}); make one by "
@@ -54,15 +54,12 @@ def _file(path: Path) -> Path:
     )
 
 
-def _weights(file: Path) -> dict[str, float]:
-    """Of the latest prediction beside the fits, by law; none where there is no prediction."""
-    if not file.is_file():
-        return {}
-    made = json.loads(file.read_text(encoding="utf-8"))
-    return dict(made[-1]["weights"]) if made else {}
+def _predictions(file: Path) -> list[dict[str, Any]]:
+    """Those beside the fits, oldest first; none where there is no file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
 
 
-def _law(content: Mapping[str, Any], entry: Mapping[str, Any]) -> Known | None:
+def _law(entry: Mapping[str, Any], about: Mapping[str, Any]) -> Known | None:
     """None for a law of other variables than N and D, or one that this version does not know."""
     law = LAWS.get(entry["law"])
     if law is None or tuple(entry["variables"]) != ("params", "tokens"):
@@ -72,22 +69,20 @@ def _law(content: Mapping[str, Any], entry: Mapping[str, Any]) -> Known | None:
     def loss(params: np.ndarray, tokens: np.ndarray, unique: np.ndarray) -> np.ndarray:
         return law.loss_at(values, params=params, tokens=tokens)
 
-    about = _about(content)
-    notes = [f"the fit is {entry['status']}: {entry['reason']}"] if entry["reason"] else []
+    failed = f"the fit is {entry['status']}: {entry['reason']}" if entry["reason"] else ""
     return Known(
         name=entry["law"],
         equation=entry["equation"],
         source=f"fitted to {entry['n']} runs; the law: {entry['source']}",
         constants=values,
         loss=loss,
-        irreducible=values.get("E"),
+        irreducible=values.get("E", 0.0),
         interval=NO_INTERVAL + _intervals(entry["parameters"]),
-        **{**about, "notes": (*notes, *about["notes"])},
+        **{**about, "caution": "; ".join(filter(None, (failed, about["caution"])))},
     )
 
 
-def _allocation(content: Mapping[str, Any], entry: Mapping[str, Any]) -> Known:
-    about = _about(content)
+def _allocation(entry: Mapping[str, Any], about: Mapping[str, Any]) -> Known:
     a, b = entry["a"], entry["b"]
     flops = _middle(about["fitted"].get("flops"))
     point = (
@@ -109,16 +104,23 @@ def _allocation(content: Mapping[str, Any], entry: Mapping[str, Any]) -> Known:
     )
 
 
-def _about(content: Mapping[str, Any]) -> dict[str, Any]:
-    frontier = content.get("frontier")
-    rows = zip(*(frontier[name] for name in ("flops", "loss", "lo90", "hi90")), strict=True) if frontier else ()
-    verdict = f"the analysis calls its own extrapolation {content['verdict']}: {'; '.join(content['reasons'])}"
+def _about(content: Mapping[str, Any], made: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fields of Known that all laws of a report share."""
+    frontier = content.get("frontier") or {}
+    columns = (frontier.get(name, []) for name in ("flops", "params", "tokens", "loss", "lo90", "hi90"))
+    verdict = f"the analysis calls its extrapolation {content['verdict']}: {'; '.join(content['reasons'])}"
+    supported = content["verdict"] == Verdict.SUPPORTED.value
     return {
         "counts": f"{content['params_kind']} parameters",
-        "corpus": f"the analysed runs' own; their FLOPs are {content['flops_kind']}",
+        "corpus": f"those of the analysed runs, whose FLOPs are {content['flops_kind']}",
         "fitted": {name: tuple(span) for name, span in content.get("range", {}).items()},
-        "notes": (verdict,),
-        "frontier": tuple(tuple(map(float, row)) for row in rows),
+        "notes": (verdict,) if supported else (),
+        "caution": "" if supported else verdict,
+        "frontier": tuple(tuple(map(float, row)) for row in zip(*columns, strict=True)),
+        "predicted": tuple(
+            (*(p["target"][name] for name in ("flops", "params", "tokens")), p["loss"], p["lo90"], p["hi90"])
+            for p in made
+        ),
     }
 
 
@@ -128,7 +130,7 @@ def _intervals(parameters: list[Mapping[str, Any]]) -> str:
         for item in parameters
         if item["interval"]
     ]
-    return f" ({', '.join(known)}; 90% each)" if known else ""
+    return f" (90%: {', '.join(known)})" if known else ""
 
 
 def _middle(span: tuple[float, float] | None) -> float:

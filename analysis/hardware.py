@@ -34,16 +34,15 @@ ACCELERATORS = {
         Accelerator("h100-pcie", 756e12, "NVIDIA H100 datasheet, PCIe: 1,513 TFLOP/s with sparsity, halved"),
         Accelerator("h100-nvl", 835e12, "NVIDIA H100 datasheet, NVL: 1,671 TFLOP/s with sparsity, halved"),
         Accelerator("h200", 989e12, "NVIDIA H200 datasheet, SXM: 1,979 TFLOP/s with sparsity, halved"),
-        Accelerator("b200", 2250e12, "NVIDIA Blackwell datasheet, HGX B200: 4.5 PFLOP/s with sparsity, halved"),
-        Accelerator("gb200", 2500e12, "NVIDIA Blackwell datasheet, one GPU of GB200: 5 PFLOP/s with sparsity"
-                    ", halved"),
+        Accelerator("b200", 2250e12, "NVIDIA Blackwell datasheet, HGX B200: 4.5 PFLOP/s sparse, halved"),
+        Accelerator("gb200", 2500e12, "NVIDIA Blackwell datasheet, a GPU of GB200: 5 PFLOP/s sparse, halved"),
         Accelerator("mi250x", 383e12, "AMD Instinct MI250X data sheet, both dies"),
         Accelerator("mi300x", 1307e12, "AMD Instinct MI300X data sheet"),
         Accelerator("tpu-v4", 275e12, "Google Cloud TPU v4 documentation, a chip"),
         Accelerator("tpu-v5e", 197e12, "Google Cloud TPU v5e documentation, a chip"),
         Accelerator("tpu-v5p", 459e12, "Google Cloud TPU v5p documentation, a chip"),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

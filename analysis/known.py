@@ -19,8 +19,9 @@ SERVING_FLOPS_PER_PARAM = 2.0
 """FLOPs for each parameter and served token, prompt or answer alike: 2·N (Sardana et al. 2024, arXiv
 2401.00448, section 2)."""
 
-MOST = 1e40
-"""No N, D or C beyond it is looked for; assumption: far outside of anything that could be run."""
+LEAST, MOST = 1e3, 1e40
+"""FLOPs between which budgets are looked for, and the largest N and D; assumption: far outside of anything
+that could be run."""
 
 Loss = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 Range = tuple[float | None, float | None]
@@ -131,8 +132,10 @@ class Known:
         falling, and no run can be priced.
     limits: L of one variable alone ("params", "tokens", "flops": the optimum's), others unbounded.
     fitted: the range of the runs behind it, by variable, where it is known.
-    interval: what is known of its uncertainty, or why nothing is; frontier: rows (C, L, lo90, hi90)
-        of the analysis that fitted it.
+    interval: what is known of its uncertainty, or why nothing is.
+    caution: what a reader of any answer must know first ("" for nothing).
+    frontier, predicted: what the analysis that fitted it expects of new runs, in rows (C, N, D, L, lo90,
+        hi90): at its own optima, and where it made predictions (C is theirs).
     """
 
     name: str
@@ -143,14 +146,16 @@ class Known:
     interval: str
     constants: Mapping[str, float]
     loss: Loss | None = None
-    irreducible: float | None = None
+    irreducible: float = 0.0
     optima: Optima | None = None
     one_pass: bool = True
     limits: Mapping[str, PowerLoss] | None = None
     fitted: Mapping[str, Range] | None = None
     repeats: Repeats | None = None
     notes: tuple[str, ...] = ()
-    frontier: tuple[tuple[float, float, float, float], ...] = ()
+    caution: str = ""
+    frontier: tuple[tuple[float, ...], ...] = ()
+    predicted: tuple[tuple[float, ...], ...] = ()
 
     def loss_at(self, params: float, tokens: float, unique: float | None = None) -> float:
         """Raises NoAnswer: the law gives no loss of N and D."""
@@ -204,10 +209,15 @@ class Known:
         )
 
     def _crossing(self, ratio: Callable[[Plan], float], cost: float) -> Plan:
+        """The optimum at which ratio(plan), which rises with C, is 1."""
+
         def below(log_flops: np.ndarray) -> np.ndarray:
             return np.array(ratio(self.optimum(float(np.exp(log_flops)), cost)) < 1)
 
-        return self.optimum(float(np.exp(_boundary(below, np.log(1e3), np.log(MOST), 60))), cost)
+        plan = self.optimum(float(np.exp(_boundary(below, np.log(LEAST), np.log(MOST), 60))), cost)
+        if abs(ratio(plan) - 1) > 1e-3:
+            raise NoAnswer(f"law '{self.name}': no budget of {LEAST:g} to {MOST:g} FLOPs is best spent so")
+        return plan
 
     # --- runs of equal loss -----------------------------------------------------------------------
 
@@ -257,7 +267,7 @@ class Known:
 
 
 def _lowest(value: Callable[[np.ndarray], np.ndarray], low: float, high: float, what: str, law: str) -> float:
-    """Where value(x), x float64[point], is least: a grid over [low, high], then finer ones around its best."""
+    """Where value(x), x float64[point], is least: a grid over [low, high], then finer ones about its best."""
     left, right = low, high
     for _ in range(5):
         x = np.linspace(left, right, 401)

@@ -173,9 +173,7 @@ LAWS: dict[str, Known] = {
             corpus="C4, GPT-2's tokenizer of 50,257 entries, held-out loss",
             interval="none: the paper gives no standard errors",
             fitted={"params": (10e6, 9e9), "tokens": (None, 900e9)},  # abstract and section 1
-            notes=(
-                "overfitting, a loss that rises again after many epochs, is not in the law (section 6, 44 epochs)",
-            ),
+            notes=("a loss that rises again after many epochs (section 6: 44) is not in the law",),
         ),
         Known(
             name="kaplan",

@@ -14,10 +14,10 @@ from analysis.known import SERVING_FLOPS_PER_PARAM, Known, NoAnswer, Plan, worth
 from analysis.units import count, power
 
 EPOCHS = (1.0, 2.0, 4.0, 8.0, 16.0, 40.0)
-"""Passes that are tabled; Muennighoff et al. 2023 (arXiv 2305.16264) find the first four nearly free, the
-sixteenth about worth half, and nothing gained beyond forty."""
+"""Passes that are tabled. Muennighoff et al. 2023 (arXiv 2305.16264), section 6: up to about four cost next
+to nothing against new tokens, beyond about sixteen little is gained."""
 
-SMALLER = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2)
+SMALLER = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3)
 """Sizes tabled at equal loss, over the training-optimal one's."""
 
 SAME = 0.005
@@ -25,7 +25,14 @@ SAME = 0.005
 
 
 def transfer(
-    law: Known, *, params: float, tokens: float, loss: float, to: float, cost: float, wanted: float | None = None
+    law: Known,
+    *,
+    params: float,
+    tokens: float,
+    loss: float,
+    to: float,
+    cost: float,
+    wanted: float | None = None,
 ) -> Answer:
     """A run of N on D reached `loss`; what will another size reach, and on how many tokens.
 
@@ -35,7 +42,7 @@ def transfer(
     """
     said = law.loss_at(params, tokens)
     anchors = [lambda value: value * loss / said, lambda value: value + loss - said]
-    if law.irreducible is not None and loss > law.irreducible:
+    if loss > law.irreducible:
         kept = law.irreducible
         anchors.append(lambda value: kept + (value - kept) * (loss - kept) / (said - kept))
     before, after = (law.for_params(size, cost) for size in (params, to))
@@ -60,12 +67,14 @@ def transfer(
         says.append(f"No number of tokens brings {count(to)} parameters to {wanted:g} by this law.")
     assumes = [
         cost_rule(law, cost),
-        f"the law says {said:.4f} for your run; scaled by {loss / said:.4f} it says your {loss:g} (as another "
-        "tokenizer would); the other columns anchor it otherwise, and their spread is how much that matters",
+        f"the law says {said:.4f} for your run; scaled by {loss / said:.4f} it says your {loss:g} (as "
+        "another tokenizer would); the other columns anchor it otherwise, and show how much that matters",
         "the same corpus, tokenizer and recipe for both sizes",
     ]
     if len(anchors) < 3:
-        assumes.append(f"your loss is below the law's E = {law.irreducible:.4g}: its reducible part cannot be scaled")
+        assumes.append(
+            f"your loss is below the law's E = {law.irreducible:.4g}: its reducible part cannot be scaled"
+        )
     runs = (("params", params), ("tokens", tokens), ("params", to), ("tokens", fed))
     return Answer(tuple(says), law, (head, *rows), tuple(assumes), runs)
 
@@ -80,10 +89,15 @@ def serve(
     loss: float | None = None,
 ) -> Answer:
     """The N and D of least training and serving FLOPs at the loss of a given run (compute-optimal where D
-    is not given), and others of that loss. Sardana et al. 2024 (arXiv 2401.00448), section 2."""
+    is not given), and others of that loss. Sardana et al. 2024 (arXiv 2401.00448), section 2.
+
+    Raises NoAnswer: not exactly one of params and loss, or no run reaches the loss.
+    """
+    if (loss is None) == (params is None) or (tokens and params is None):
+        raise NoAnswer(
+            "the quality to keep is params= (with tokens=, if it is not compute-optimal), or loss= alone"
+        )
     if loss is None:
-        if params is None:
-            raise NoAnswer("give the quality: params= (and tokens=), or loss=")
         loss = law.loss_at(params, tokens) if tokens else law.for_params(params, cost).loss
     trained, best = (law.cheapest(loss, cost, amount) for amount in (0.0, served))
     total = _lifetime(trained, served)
@@ -96,7 +110,7 @@ def serve(
         plan = Plan(size, D, cost * size * D, loss)
         if np.isfinite(D):
             rows.append(
-                (count(size), count(D), f"{D / size:.3g}", power(plan.flops), power(_lifetime(plan, served)))
+                (count(size), count(D), count(D / size), power(plan.flops), power(_lifetime(plan, served)))
                 + (f"{100 * (_lifetime(plan, served) / total - 1):+.1f}%", marks.get(size, ""))
             )
     saved = 100 * (1 - _lifetime(best, served) / total)
@@ -120,7 +134,7 @@ def serve(
 
 def repeat(law: Known, *, unique: float, epochs: float, cost: float, params: float | None = None) -> Answer:
     """What passes over U unique tokens are worth, and over ten times as many."""
-    asked, assumes = repeating(law, cost)
+    asked, assumes = repeating(law)
     size = params or law.for_tokens(unique, cost).params
     star = asked.repeats.tokens
     value = float(worth(np.array(epochs), star))
@@ -149,9 +163,17 @@ def repeat(law: Known, *, unique: float, epochs: float, cost: float, params: flo
     return Answer(says, law, (head, *rows), assumes, (("params", size), ("tokens", epochs * unique)))
 
 
-def _transferred(law: Known, what: str, to: float, D: float, cost: float, anchors: Sequence) -> tuple[str, ...]:
+def _transferred(
+    law: Known, what: str, to: float, D: float, cost: float, anchors: Sequence
+) -> tuple[str, ...]:
     value = law.loss_at(to, D)
-    return (what, count(D), f"{D / to:.3g}", power(cost * to * D), *(f"{anchor(value):.4f}" for anchor in anchors))
+    return (
+        what,
+        count(D),
+        count(D / to),
+        power(cost * to * D),
+        *(f"{anchor(value):.4f}" for anchor in anchors),
+    )
 
 
 def _lifetime(plan: Plan, served: float) -> float:
