@@ -190,7 +190,7 @@ def loss(
         asked, assumes = (law, ()) if unique is None else repeating(law)
         value = asked.loss_at(params, tokens, unique)
         what = f"{count(params)} parameters on {count(tokens)} tokens" + (
-            "" if unique is None else f", {count(unique)} of them distinct,"
+            "" if unique is None else f", {count(unique)} of them distinct"
         )
     elif unique is not None:
         raise NoAnswer("unique= goes with params= and tokens=")

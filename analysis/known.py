@@ -216,7 +216,9 @@ class Known:
 
         plan = self.optimum(float(np.exp(_boundary(below, np.log(LEAST), np.log(MOST), 60))), cost)
         if abs(ratio(plan) - 1) > 1e-3:
-            raise NoAnswer(f"law '{self.name}': no budget of {LEAST:g} to {MOST:g} FLOPs is best spent so")
+            raise NoAnswer(
+                f"law '{self.name}': no budget of {LEAST:.0e} to {MOST:.0e} FLOPs has that optimum"
+            )
         return plan
 
     # --- runs of equal loss -----------------------------------------------------------------------

@@ -342,6 +342,17 @@ def test_mistakes_are_named_with_what_there_is(words, message, capsys):
     assert said.err.startswith("ask: ") and re.search(message, said.err)
 
 
+def test_the_readme_shows_what_is_printed():
+    shown = re.findall(
+        r"^    \$ python -m analysis\.ask (.*)\n((?:    \S.*\n)+)",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(shown) >= 7
+    for command, printed in shown:
+        assert respond(command.split()).startswith(re.sub(r"^    ", "", printed, flags=re.MULTILINE).rstrip())
+
+
 def test_it_starts_at_once():
     """Neither SciPy nor what draws or composes is loaded to answer."""
     program = (
