@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.values import Analysis, Measured, Prediction, Target, Verdict
+from analysis.values import Analysis, Measured, Prediction, Runs, Target, Verdict
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
@@ -63,7 +63,14 @@ def write_fits(path: Path, analysis: Analysis) -> None:
     """Every fitted number: laws, isoFLOP curves, exponents, backtests, the verdict and its reasons."""
     names = ("params_kind", "flops_kind", "verdict", "reasons", "problems", "fits", "isoflops", "allocations")
     content = {name: as_json(getattr(analysis, name)) for name in (*names, "backtests", "skipped", "entropy")}
+    content |= {"frontier": as_json(analysis.frontier), "range": fitted_range(analysis.runs)}
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def fitted_range(runs: Runs) -> dict[str, tuple[float, float]]:
+    """The least and the largest N, D and C among the fitted runs."""
+    columns = {name: getattr(runs, name) for name in ("params", "tokens", "flops")}
+    return {name: (float(column.min()), float(column.max())) for name, column in columns.items()}
 
 
 def as_json(value: Any) -> Any:
