@@ -68,6 +68,12 @@ class Law:
         return self.loss(values, *(np.asarray(variables[name], dtype=np.float64) for name in self.variables))
 
 
+def as_slope(*columns: np.ndarray) -> np.ndarray:
+    """One [batch, run] for each unknown -> [batch, run, unknown], kept in memory as [batch, unknown,
+    run], in which the solver's products are fast."""
+    return np.stack(columns, axis=1).transpose(0, 2, 1)
+
+
 # --- E + A/N^alpha + B/D^beta, theta = (E, a, b, alpha, beta) -------------------------------------
 
 
@@ -77,7 +83,7 @@ def _evaluate_separable(theta: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, n
     size, data = np.exp(a - alpha * x), np.exp(b - beta * y)
     loss = E + size + data
     size, data = size / loss, data / loss
-    return np.log(loss), np.stack([1 / loss, size, data, -x * size, -y * data], axis=-1)
+    return np.log(loss), as_slope(1 / loss, size, data, -x * size, -y * data)
 
 
 def _start_separable(X: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -138,9 +144,7 @@ def _evaluate_coupled(theta: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.
     loss = E + reducible
     share = reducible / loss
     of_size, of_data = share * of_size, share * of_data
-    gradient = np.stack(
-        [1 / loss, of_size, of_data, -x * of_size, -y * of_data, share * k * entropy], axis=-1
-    )
+    gradient = as_slope(1 / loss, of_size, of_data, -x * of_size, -y * of_data, share * k * entropy)
     return np.log(loss), gradient
 
 
@@ -213,7 +217,7 @@ def _evaluate_compute(theta: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.
     reducible = np.exp(a - gamma * x)
     loss = E + reducible
     share = reducible / loss
-    return np.log(loss), np.stack([1 / loss, share, -x * share], axis=-1)
+    return np.log(loss), as_slope(1 / loss, share, -x * share)
 
 
 def _start_compute(X: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np.ndarray:

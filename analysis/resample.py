@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.fit import Problem, solve
 from analysis.laws import Law
+from analysis.solver import Problem, solve_near
 from analysis.values import LEVEL, Estimate, LawFit, Runs
 
 RESAMPLES = 1000
@@ -15,10 +15,6 @@ RESAMPLES = 1000
 
 SEED = 20221115
 """Of the bootstrap's generator; any number does, and one that stands here makes results repeat."""
-
-WARM_KNEES = (4.0, 1.0)
-"""A resample's optimum is near the fit of all runs, so its path begins at a harder knee: half the
-time, and the same optima to rounding on the 240 Chinchilla points."""
 
 BATCH_ELEMENTS = 250_000
 """Resamples x runs solved at once; assumption: temporaries of some tens of MB, near the cache."""
@@ -74,8 +70,7 @@ def refit(problem: Problem, theta: np.ndarray, weights: np.ndarray, seed: int = 
     solved = []
     for first in range(0, len(weights), batch):
         part = slice(first, first + batch)
-        starts = np.tile(theta, (len(weights[part]), 1))
-        solved.append(solve(problem, starts, weights[part], anchors[part], WARM_KNEES).theta)
+        solved.append(solve_near(problem, theta, weights[part], anchors[part]))
     return np.concatenate(solved)
 
 

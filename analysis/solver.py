@@ -1,0 +1,329 @@
+"""One robust solver for every law: many starts or resamples at once, second order, within bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from analysis.laws import Law
+
+KNEES = (64.0, 16.0, 4.0, 1.0)
+"""Multiples of the knee that are solved in turn. A soft knee is nearly least squares, smooth and
+with one valley; each solution starts the next. Assumption: factors of 4 follow the path."""
+
+ITERATIONS, ITERATIONS_SOFT = 200, 8
+"""At most at the last knee, and at each softer one. Assumption: the 240 Chinchilla points take 30."""
+
+EXACT, CLOSE = 1e-13, 1e-9
+"""Gain that the next step promises, as a share of the objective, below which a solve ends: a few
+digits above rounding; and for resamples, where the step still taken leaves less than 1e-4 of a
+standard error (one standard error is about 1/(2n) of the objective)."""
+
+STALLED = 8
+"""Refused steps in a row that end a solve; each raises the damping 10-fold. Assumption."""
+
+MARQUARDT = 1e-3
+"""Share of the curvature's diagonal that damping 1 adds. Assumption: the blend of curvatures does
+most of the damping, this what is left to non-linearity."""
+
+LINEAR_STEPS = 6
+"""Of a resample's start on the law's linearisation. Assumption: more saved no later iteration."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is fitted: centred log-variables X [run, variable], log-loss [run], and the limits.
+
+    delta: the knee, inf for least squares. tau: the share of the penalty that runs above the fit
+        carry, 0.5 where both sides weigh alike (see `penalty`).
+    precision: [unknown], what (theta - anchor)²/2 weighs in the objective; 0 without a prior.
+    weights: [run], by which each run's penalty is multiplied beside any resample's own weight.
+    """
+
+    law: Law
+    X: np.ndarray
+    log_loss: np.ndarray
+    centre: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    delta: float
+    precision: np.ndarray
+    tau: float = 0.5
+    weights: np.ndarray | float = field(default=1.0)
+
+    def at(self, **variables: np.ndarray) -> np.ndarray:
+        """X [point, variable] of other points, by variable name (params=, tokens=, ...), each [point]."""
+        return np.log(np.column_stack([variables[name] for name in self.law.variables])) - self.centre
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """theta [batch, unknown] with its objective and scaled gradient, each [batch]."""
+
+    theta: np.ndarray
+    objective: np.ndarray
+    gradient: np.ndarray
+
+
+def huber(residual: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Huber's function and its derivative: r²/2 up to |r| = delta, then delta·(|r| - delta/2)."""
+    clipped = np.clip(residual, -delta, delta)
+    return clipped * (residual - clipped / 2), clipped
+
+
+def sides(residual: np.ndarray, tau: float) -> np.ndarray | float:
+    """What a residual log L_fit - log L is weighed by for its sign: 2·tau where the fit is too low,
+    2·(1 - tau) where it is too high. With a soft knee the fit is the tau-expectile (Newey & Powell
+    1987, Econometrica 55:819), with a hard one near the tau-quantile (Dabney et al. 2018, arXiv
+    1710.10044, equation 10)."""
+    return 1.0 if tau == 0.5 else np.where(residual < 0, 2 * tau, 2 * (1 - tau))
+
+
+def penalty(residual: np.ndarray, delta: float, tau: float = 0.5) -> np.ndarray:
+    """Huber's function of the residual, times its side's weight; same shape."""
+    return sides(residual, tau) * huber(residual, delta)[0]
+
+
+def solve(
+    problem: Problem,
+    theta: np.ndarray,
+    weights: np.ndarray,
+    anchors: np.ndarray | None = None,
+    knees: tuple[float, ...] = KNEES,
+) -> Solution:
+    """Minimise sum_i w_i Huber(log L_fit(i) - log L_i) from each start, from soft knee to hard.
+
+    With a prior, sum_j precision_j·(theta_j - anchor_j)²/2 is added.
+
+    Args:
+        theta: float64[batch, unknown], starts; weights: float64[batch, run] or [run], 0 or more.
+        anchors: float64[batch, unknown], the prior's mean where None.
+        knees: multiples of the knee to solve in turn, ending in 1.
+    Returns:
+        Solution, in the order of the starts.
+    """
+    theta = np.clip(theta, problem.lower, problem.upper)
+    weights = np.broadcast_to(weights * problem.weights, (len(theta), len(problem.log_loss)))
+    anchors = _anchors(problem, anchors, theta.shape)
+    if np.isinf(problem.delta):
+        knees = knees[-1:]
+    for knee in knees:
+        iterations = ITERATIONS if knee == knees[-1] else ITERATIONS_SOFT
+        tolerance = EXACT if knee == knees[-1] else CLOSE
+        theta = _descend(problem, theta, weights, anchors, knee * problem.delta, iterations, tolerance)
+    value, slope = problem.law.evaluate(theta, problem.X)
+    residual = value - problem.log_loss
+    objective = _objective(problem, residual, theta, weights, anchors, problem.delta)
+    gradient, curvature = _derivatives(
+        problem, residual, slope, theta, weights, anchors, problem.delta, np.zeros(len(theta))
+    )
+    return Solution(theta, objective, _scaled_gradient(problem, theta, objective, gradient, curvature))
+
+
+def solve_near(
+    problem: Problem, theta: np.ndarray, weights: np.ndarray, anchors: np.ndarray | None = None
+) -> np.ndarray:
+    """Minimise under each row of weights [batch, run] from one theta [unknown], the fit to all runs.
+
+    The law linearised there is solved first, which costs matrix products alone; what it finds
+    starts the law's own iterations, unless it is worse than theta.
+
+    Returns theta, float64[batch, unknown].
+    """
+    weights = weights * problem.weights
+    anchors = _anchors(problem, anchors, (len(weights), len(theta)))
+    value, slope = problem.law.evaluate(theta[None], problem.X)
+    residual = value[0] - problem.log_loss
+    proposal = _solve_linearised(problem, theta, residual, slope[0], weights, anchors)
+    return _descend(
+        problem,
+        np.broadcast_to(theta, anchors.shape),
+        weights,
+        anchors,
+        problem.delta,
+        ITERATIONS,
+        CLOSE,
+        proposal,
+        damping=1e-2,
+    )
+
+
+def _anchors(problem: Problem, anchors: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
+    if anchors is None:
+        anchors = np.array(problem.law.prior.mean) if problem.law.prior else np.zeros(shape[1])
+    return np.broadcast_to(anchors, shape)
+
+
+def _objective(
+    problem: Problem,
+    residual: np.ndarray,
+    theta: np.ndarray,
+    weights: np.ndarray,
+    anchors: np.ndarray,
+    delta: float,
+) -> np.ndarray:
+    """[batch] from residuals [batch, run]."""
+    cost = np.einsum("bn,bn->b", weights, penalty(residual, delta, problem.tau))
+    return cost + ((theta - anchors) ** 2 @ problem.precision) / 2
+
+
+def _pulls(
+    problem: Problem, residual: np.ndarray, weights: np.ndarray, delta: float, blend: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """w·psi and the curvature's weights, each [batch, run].
+
+    Inside the knee the objective curves by w; outside by nothing, where reweighted least squares,
+    which never overshoots, puts w·delta/|r|. `blend` [batch] is the share of the latter.
+    """
+    weights = weights * sides(residual, problem.tau)
+    size = np.abs(residual)
+    outside = size > delta
+    if not outside.any():
+        return weights * residual, weights
+    tail = np.divide(delta, size, out=np.ones_like(size), where=outside)
+    pull = residual * tail
+    pull *= weights
+    tail *= blend[:, None]
+    tail[~outside] = 1.0
+    tail *= weights
+    return pull, tail
+
+
+def _derivatives(
+    problem: Problem,
+    residual: np.ndarray,
+    slope: np.ndarray,
+    theta: np.ndarray,
+    weights: np.ndarray,
+    anchors: np.ndarray,
+    delta: float,
+    blend: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient [batch, unknown] and Gauss-Newton curvature [batch, unknown, unknown]."""
+    pull, tail = _pulls(problem, residual, weights, delta, blend)
+    across = slope.transpose(0, 2, 1)  # the laws hold it in this order, in which products are fast
+    gradient = (across @ pull[..., None])[..., 0] + problem.precision * (theta - anchors)
+    curvature = (across * tail[:, None, :]) @ slope
+    return gradient, curvature + np.diag(problem.precision)
+
+
+def _descend(
+    problem: Problem,
+    theta: np.ndarray,
+    weights: np.ndarray,
+    anchors: np.ndarray,
+    delta: float,
+    iterations: int,
+    tolerance: float,
+    proposal: np.ndarray | None = None,
+    damping: float = 1.0,
+) -> np.ndarray:
+    """Damped Newton steps within the bounds for a whole batch; theta [batch, unknown].
+
+    Damping 1 is reweighted least squares, which always descends but closes in slowly where most
+    residuals lie beyond the knee; damping 0 is the objective's own curvature, which closes in fast
+    near the optimum. A row leaves the batch once its next step promises less than `tolerance`.
+    """
+    kept = theta.copy()
+    here = kept.copy() if proposal is None else proposal
+    reached = np.full(len(kept), np.inf)
+    if proposal is not None:
+        value, _ = problem.law.evaluate(kept[:1], problem.X)
+        reached = _objective(problem, value - problem.log_loss, kept, weights, anchors, delta)
+    damping = np.full(len(kept), damping)
+    promised = np.full(len(kept), np.inf)
+    refused = np.zeros(len(kept), dtype=int)
+    active = np.arange(len(kept))
+    for _ in range(iterations):
+        value, slope = problem.law.evaluate(here, problem.X)
+        residual = value - problem.log_loss
+        objective = _objective(problem, residual, here, weights, anchors, delta)
+        gain = reached[active] - objective
+        worse = ~(gain > 0)
+        ratio = gain / promised[active]
+        damping[active] *= np.where(worse, 10.0, np.where(ratio > 0.5, 0.1, np.where(ratio < 0.1, 3.0, 1.0)))
+        damping[active] = np.clip(damping[active], 1e-7, 1e9)
+        refused[active] = np.where(worse, refused[active] + 1, 0)
+        kept[active[~worse]] = here[~worse]
+        reached[active[~worse]] = objective[~worse]
+        if worse.any():
+            here[worse] = kept[active[worse]]
+            value, slope[worse] = problem.law.evaluate(here[worse], problem.X)
+            residual[worse] = value - problem.log_loss
+        blend = np.minimum(damping[active], 1.0)
+        gradient, curvature = _derivatives(
+            problem, residual, slope, here, weights, anchors, delta, blend
+        )
+        step, promise = _step(problem, here, gradient, curvature, MARQUARDT * damping[active])
+        promised[active] = promise
+        here = np.clip(here + step, problem.lower, problem.upper)
+        done = promise <= tolerance * reached[active]
+        near = active[done & (damping[active] < 1)]
+        kept[near] = here[done & (damping[active] < 1)]
+        stay = ~done & (refused[active] < STALLED)
+        if not stay.all():
+            active, here, weights, anchors = active[stay], here[stay], weights[stay], anchors[stay]
+        if not len(active):
+            break
+    return kept
+
+
+def _held(problem: Problem, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """bool[batch, unknown]: on a bound that descent would cross (projected Newton, Bertsekas 1982)."""
+    return ((theta <= problem.lower) & (gradient > 0)) | ((theta >= problem.upper) & (gradient < 0))
+
+
+def _step(
+    problem: Problem, theta: np.ndarray, gradient: np.ndarray, curvature: np.ndarray, damping: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """-(H + damping·diag H)⁻¹ g on the parameters that are free to move, float64[batch, unknown], and
+    the decrease it promises, [batch]."""
+    held = _held(problem, theta, gradient)
+    diagonal = np.einsum("bpp->bp", curvature)
+    diagonal = np.sqrt(np.maximum(diagonal, 1e-300 + 1e-14 * diagonal.max(axis=1, keepdims=True)))
+    scaled = curvature / (diagonal[:, :, None] * diagonal[:, None, :])
+    push = gradient / diagonal
+    if held.any():
+        scaled = np.where(held[:, :, None] | held[:, None, :], 0.0, scaled)
+        push = np.where(held, 0.0, push)
+    np.einsum("bpp->bp", scaled)[...] += damping[:, None] + held + 1e-13
+    step = np.linalg.solve(scaled, push[..., None])[..., 0]
+    return -step / diagonal, np.einsum("bp,bp->b", step, push) / 2
+
+
+def _solve_linearised(
+    problem: Problem,
+    theta: np.ndarray,
+    residual: np.ndarray,
+    slope: np.ndarray,
+    weights: np.ndarray,
+    anchors: np.ndarray,
+) -> np.ndarray:
+    """Newton steps on sum_i w_i Huber(r_i + J_i·d) for every row of weights, the first reweighted
+    least squares; r [run] and J [run, unknown] are shared, so that each is a matrix product."""
+    unknowns = len(theta)
+    left, right = np.triu_indices(unknowns)
+    products = slope[:, left] * slope[:, right]
+    move = np.zeros((len(weights), unknowns))
+    curvature = np.empty((len(weights), unknowns, unknowns))
+    blend = np.ones(len(weights))
+    for _ in range(LINEAR_STEPS):
+        here = theta + move
+        pull, tail = _pulls(problem, residual + move @ slope.T, weights, problem.delta, blend)
+        gradient = pull @ slope + problem.precision * (here - anchors)
+        curvature[:, left, right] = curvature[:, right, left] = tail @ products
+        np.einsum("bpp->bp", curvature)[...] += problem.precision
+        step, _ = _step(problem, here, gradient, curvature, np.full(len(weights), 1e-9))
+        move = np.clip(here + step, problem.lower, problem.upper) - theta
+        blend = np.maximum(blend * 0.3, 0.03)
+    return theta + move
+
+
+def _scaled_gradient(
+    problem: Problem, theta: np.ndarray, objective: np.ndarray, gradient: np.ndarray, curvature: np.ndarray
+) -> np.ndarray:
+    """max_j |g_j| / sqrt(2·objective·H_jj) over free parameters, [batch]: dimensionless, 0 at an
+    optimum, about 1 where a step along one parameter alone would remove the objective."""
+    scale = np.sqrt(2 * objective[:, None] * np.einsum("bpp->bp", curvature)) + 1e-300
+    return np.where(_held(problem, theta, gradient), 0.0, np.abs(gradient) / scale).max(axis=1)
