@@ -69,21 +69,28 @@ class Law:
 
 
 def as_slope(*columns: np.ndarray) -> np.ndarray:
-    """One [batch, run] for each unknown -> [batch, run, unknown], kept in memory as [batch, unknown,
-    run], in which the solver's products are fast."""
-    return np.stack(columns, axis=1).transpose(0, 2, 1)
+    """One [batch, run] for each unknown -> [batch, run, unknown]. In memory it is [unknown, batch,
+    run], the order in which both the laws and the solver are fast."""
+    return np.stack(columns).transpose(1, 2, 0)
 
 
 # --- E + A/N^alpha + B/D^beta, theta = (E, a, b, alpha, beta) -------------------------------------
 
 
 def _evaluate_separable(theta: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    E, a, b, alpha, beta = (column[:, None] for column in theta.T)
+    slope = np.empty((5, len(theta), len(X)))
+    by_E, by_a, by_b, by_alpha, by_beta = slope
     x, y = X[:, 0], X[:, 1]
-    size, data = np.exp(a - alpha * x), np.exp(b - beta * y)
-    loss = E + size + data
-    size, data = size / loss, data / loss
-    return np.log(loss), as_slope(1 / loss, size, data, -x * size, -y * data)
+    np.matmul(theta[:, [1, 3]], np.stack([np.ones(len(X)), -x]), out=by_a)  # a - alpha·x
+    np.matmul(theta[:, [2, 4]], np.stack([np.ones(len(X)), -y]), out=by_b)
+    np.exp(slope[1:3], out=slope[1:3])
+    loss = by_a + by_b
+    loss += theta[:, :1]
+    np.divide(1.0, loss, out=by_E)
+    slope[1:3] *= by_E
+    np.multiply(by_a, -x, out=by_alpha)
+    np.multiply(by_b, -y, out=by_beta)
+    return np.log(loss, out=loss), slope.transpose(1, 2, 0)
 
 
 def _start_separable(X: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np.ndarray:

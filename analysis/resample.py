@@ -16,9 +16,6 @@ RESAMPLES = 1000
 SEED = 20221115
 """Of the bootstrap's generator; any number does, and one that stands here makes results repeat."""
 
-BATCH_ELEMENTS = 250_000
-"""Resamples x runs solved at once; assumption: temporaries of some tens of MB, near the cache."""
-
 
 def cluster_weights(runs: Runs, needed: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
     """How often each run is drawn when whole clusters are drawn with replacement.
@@ -66,12 +63,7 @@ def refit(problem: Problem, theta: np.ndarray, weights: np.ndarray, seed: int = 
         spread = np.where(np.isfinite(sd), sd, 0.0)
         generator = np.random.default_rng([seed, 1])  # not the stream that the weights came from
         anchors = problem.law.prior.mean + spread * generator.standard_normal(anchors.shape)
-    batch = max(1, BATCH_ELEMENTS // len(problem.log_loss))
-    solved = []
-    for first in range(0, len(weights), batch):
-        part = slice(first, first + batch)
-        solved.append(solve_near(problem, theta, weights[part], anchors[part]))
-    return np.concatenate(solved)
+    return solve_near(problem, theta, weights, anchors)
 
 
 def estimate(value: float, draws: np.ndarray) -> Estimate:
