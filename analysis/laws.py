@@ -48,7 +48,10 @@ class Law:
     start(X, loss [run], weights [run]) -> theta [start, unknown], best first.
     natural(theta [batch, unknown], centre [variable]) -> [batch, unknown].
     bounds(loss [run]) -> (lower, upper), each [unknown].
+    loss(values, *variables) -> L from natural parameters by name and variables of any one shape.
     prior: what is believed of the solver's parameters before any run, or None.
+    centred_on: the variable whose mean centres each variable, where not its own; so that a law that
+        compares two variables (D with U) finds them in one unit.
     """
 
     name: str
@@ -62,6 +65,12 @@ class Law:
     bounds: Callable[[np.ndarray], Bounds]
     loss: Callable[..., np.ndarray]
     prior: Prior | None = None
+    centred_on: tuple[int, ...] = ()
+
+    def centre(self, log_variables: np.ndarray) -> np.ndarray:
+        """What is taken off log_variables [run, variable]: [variable], the means."""
+        means = log_variables.mean(axis=0)
+        return means[list(self.centred_on)] if self.centred_on else means
 
     def loss_at(self, values: Mapping[str, float], **variables: np.ndarray) -> np.ndarray:
         """L in nats a token from natural parameters; variables by name (params=, tokens= or flops=)."""

@@ -34,19 +34,22 @@ UNDAMPED, HOPELESS = 1e-3, 1e3
 """Damping above which a step's promise says nothing of how near the optimum is; and at which a refused
 step is one for rounding's sake. Assumption."""
 
-STRAIGHT = 2
+STRAIGHT = 3
 """Steps of a resample that are taken whole, before its line searches begin: most are done by then."""
 
 LONGEST, BISECTIONS = 2.0, 8
 """Of a line search: how far beyond the whole step it looks, and how finely. Assumption."""
 
+POLISHES, POLISH_STEP = 12, 1e-6
+"""At most, and how far in log-loss the central differences reach: far inside any knee. Assumption."""
+
 BATCH_ELEMENTS = 50_000
 """Rows x runs in work at once: temporaries that stay in the cache. Assumption: measured best of 20,000
 to 250,000 on one machine."""
 
-LINEAR_STEPS, LINEAR_BLEND = 6, 0.03
-"""Of a resample's start on the law's linearisation: how many, and the least blend of curvatures.
-Assumption: more saved no later iteration."""
+LINEAR_STEPS, LINEAR_BLEND, WARM_BLEND = 4, 0.03, 1e-3
+"""Of a resample's start on the law's linearisation: how many, their least blend of curvatures, and that
+of the law's own first steps. Assumption: more steps saved no time on the Chinchilla points."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +133,7 @@ def solve(
         iterations = ITERATIONS if knee == knees[-1] else ITERATIONS_SOFT
         tolerance = EXACT if knee == knees[-1] else CLOSE
         theta = _descend(problem, theta, weights, anchors, knee * problem.delta, iterations, tolerance)
-    state = _look(problem, theta, weights, anchors, problem.delta)
-    gradient, curvature = _derivatives(problem, state, theta, anchors, np.zeros(len(theta)))
-    scaled = _scaled_gradient(problem, theta, state.objective, gradient, curvature)
-    return Solution(theta, state.objective, scaled)
+    return _solution(problem, theta, weights, anchors)
 
 
 def solve_near(
@@ -165,6 +165,56 @@ def solve_near(
         CLOSE,
         proposal,
     )
+
+
+def polish(problem: Problem, theta: np.ndarray) -> Solution:
+    """The optimum that theta [unknown] is near, to rounding; a Solution of one.
+
+    Newton's method on the gradient, with the objective's full curvature by central differences of
+    it: the objective itself is flat to half its digits around an optimum.
+    """
+    weights, anchors = np.ones((1, len(problem.log_loss))) * problem.weights, _anchors(problem, None, (1, len(theta)))
+    here = _solution(problem, theta[None], weights, anchors)
+    for _ in range(POLISHES):
+        value, slope = problem.law.evaluate(here.theta, problem.X)
+        nudge = POLISH_STEP / np.maximum(np.sqrt(np.mean(slope[0] ** 2, axis=0)), 1e-300)
+        around = np.vstack([here.theta + np.diag(nudge), here.theta - np.diag(nudge), here.theta])
+        state = _look(problem, around, np.repeat(weights, len(around), 0), anchors, problem.delta)
+        gradient, _ = _derivatives(problem, state, around, anchors, np.zeros(len(around)))
+        count = len(theta)
+        curvature = (gradient[:count] - gradient[count:-1]) / (2 * nudge[:, None])
+        curvature = (curvature + curvature.T)[None] / 2
+        if not (np.isfinite(curvature).all() and (np.einsum("bpp->bp", curvature) > 0).all()):
+            break
+        step, _ = _step(_held(problem, here.theta, gradient[-1:]), gradient[-1:], curvature, 0.0)
+        there = np.clip(here.theta + step, problem.lower, problem.upper)
+        then = _solution(problem, there, weights, anchors)
+        level = then.objective[0] <= here.objective[0] * (1 + 10 * EXACT)
+        if not (level and then.gradient[0] < here.gradient[0]):
+            break
+        here = then
+    return here
+
+
+def condition(problem: Problem, theta: np.ndarray) -> float:
+    """Condition number of the curvature of reweighted least squares at theta [unknown], scaled to a unit
+    diagonal, over the parameters on no bound; inf where one of them changes no fitted loss."""
+    weights, anchors = np.ones((1, len(problem.log_loss))) * problem.weights, _anchors(problem, None, (1, len(theta)))
+    state = _look(problem, theta[None], weights, anchors, problem.delta)
+    _, curvature = _derivatives(problem, state, theta[None], anchors, np.ones(1))
+    free = (theta > problem.lower) & (theta < problem.upper)
+    curvature = curvature[0][np.ix_(free, free)]
+    scale = np.sqrt(np.diag(curvature))
+    if not len(scale) or (scale == 0).any():
+        return float("inf") if len(scale) else 1.0
+    return float(np.linalg.cond(curvature / scale / scale[:, None]))
+
+
+def _solution(problem: Problem, theta: np.ndarray, weights: np.ndarray, anchors: np.ndarray) -> Solution:
+    state = _look(problem, theta, weights, anchors, problem.delta)
+    gradient, curvature = _derivatives(problem, state, theta, anchors, np.zeros(len(theta)))
+    scaled = _scaled_gradient(problem, theta, state.objective, gradient, curvature)
+    return Solution(theta, state.objective, scaled)
 
 
 def _anchors(problem: Problem, anchors: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
@@ -267,7 +317,7 @@ def _descend(
         value, _ = problem.law.evaluate(kept[:1], problem.X)  # one theta for all rows
         cost = penalty(value[0] - problem.log_loss, delta, problem.tau)
         reached = weights @ cost + _prior_cost(problem, kept, anchors)
-        damping, blend, straight = damping * 1e-3, blend * LINEAR_BLEND, STRAIGHT
+        damping, blend, straight = damping * 1e-3, blend * WARM_BLEND, STRAIGHT
     promised = np.zeros(len(kept))
     stalled, spent = np.zeros((2, len(kept)), dtype=int)
     pending = np.arange(len(kept))
