@@ -50,6 +50,7 @@ class Runs:
     group: the set a run is compared within (its budget), "" where the table names none.
     cluster: rows that share a cluster are not independent (one size, or one trunk).
     loss_se: standard error of the loss over the held-out tokens, NaN where unknown.
+    unique_tokens: how many of `tokens` were distinct, NaN where unknown (everywhere, by default).
     """
 
     run_id: tuple[str, ...]
@@ -60,6 +61,11 @@ class Runs:
     flops: np.ndarray
     loss: np.ndarray
     loss_se: np.ndarray
+    unique_tokens: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.unique_tokens is None:
+            object.__setattr__(self, "unique_tokens", np.full(len(self.params), np.nan))
 
     def __len__(self) -> int:
         return len(self.run_id)
@@ -70,9 +76,8 @@ class Runs:
         labels = {
             name: tuple(getattr(self, name)[i] for i in index) for name in ("run_id", "group", "cluster")
         }
-        arrays = {
-            name: getattr(self, name)[index] for name in ("params", "tokens", "flops", "loss", "loss_se")
-        }
+        names = ("params", "tokens", "flops", "loss", "loss_se", "unique_tokens")
+        arrays = {name: getattr(self, name)[index] for name in names}
         return Runs(**labels, **arrays)
 
 
