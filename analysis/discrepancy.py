@@ -298,9 +298,9 @@ def _prior(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     for i, name in enumerate(problem.law.unknowns):
         if name == "E":
             vague[i] *= float(np.exp(np.median(problem.log_loss)))
-    if problem.law.prior is None:
+    if problem.prior is None:
         return theta.copy(), vague
-    mean, sd = np.array(problem.law.prior.mean), np.array(problem.law.prior.sd)
+    mean, sd = np.array(problem.prior.mean), np.array(problem.prior.sd)
     said = np.isfinite(sd)
     return np.where(said, mean, theta), np.where(said, sd, vague)
 

@@ -1,71 +1,48 @@
-"""One robust solver for every law: log-Huber, many starts or resamples at once, no silent failure."""
+"""From a law and runs to a LawFit: what is minimised, from which starts, and what is said of the end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from analysis.laws import Law
-from analysis.values import LawFit, Parameter, Runs, Status
+from analysis.solver import Problem, Solution, condition, huber, penalty, polish, sides, solve
+from analysis.values import Basin, LawFit, Parameter, Runs, Status
+
+__all__ = ["DELTA", "LOSSES", "Problem", "as_problem", "fit_law", "huber", "solve", "with_prior"]
 
 DELTA = 1e-3
 """Huber knee in log-loss (about 0.1% of a loss): Hoffmann et al. 2022 (arXiv 2203.15556), section 3.3."""
 
-KNEES = (64.0, 16.0, 4.0, 1.0)
-"""Multiples of the knee that are solved in turn. A soft knee is nearly least squares, smooth and
-with one valley; each solution starts the next. Assumption: factors of 4 follow the path."""
+LOSSES = ("huber", "least_squares", "asymmetric")
+"""Penalties of a residual by name; see `fit_law`."""
 
-ITERATIONS, ITERATIONS_SOFT = 200, 8
-"""At most at the last knee, and at each softer one. Assumption: the 240 Chinchilla points take 30."""
-
-EXACT = 1e-13
-"""Relative gain below which a step counts as stalled: a few digits above rounding."""
-
-STALLED = 8
-"""Stalled steps in a row that end a solve; each raises the damping 5-fold. Assumption."""
+TAU = 0.25
+"""Of the asymmetric penalty where none is given: a run above the fit costs a third of one below it, since
+what goes wrong in training raises a loss. Assumption."""
 
 STATIONARY = 1e-5
-"""Largest cosine-like scaled gradient that counts as an optimum; see `_scaled_gradient`."""
+"""Largest cosine-like scaled gradient that counts as an optimum; see `Solution`."""
 
 SAME_OPTIMUM = 1e-6
 """Relative difference in the objective within which two starts ended in the same optimum."""
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """What is fitted: centred log-variables X [run, variable], log-loss [run], and the limits.
+BASIN_WITHIN = 0.01
+"""Share of the best objective within which other optima are listed."""
 
-    precision: [unknown], what (theta - anchor)²/2 weighs in the objective; 0 without a prior.
-    """
-
-    law: Law
-    X: np.ndarray
-    log_loss: np.ndarray
-    centre: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-    delta: float
-    precision: np.ndarray
+SAME_BASIN = 1e-5
+"""Largest difference in fitted log-loss at any run between two ends in one basin. Assumption: a hundredth
+of the usual knee, below any loss's own digits."""
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
-    """theta [batch, unknown] with its objective and scaled gradient, each [batch]."""
+def as_problem(
+    law: Law, runs: Runs, delta: float = DELTA, *, tau: float = 0.5, weights: np.ndarray | None = None
+) -> Problem:
+    """What `solve` minimises; see `fit_law` for the arguments.
 
-    theta: np.ndarray
-    objective: np.ndarray
-    gradient: np.ndarray
-
-
-def huber(residual: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray]:
-    """Huber's function and its derivative: r²/2 up to |r| = delta, then delta·(|r| - delta/2)."""
-    clipped = np.clip(residual, -delta, delta)
-    return clipped * (residual - clipped / 2), clipped
-
-
-def as_problem(law: Law, runs: Runs, delta: float = DELTA) -> Problem:
-    """Raises ValueError: a value that is not finite and positive, or fewer distinct points than
+    Raises ValueError: a value that is not finite and positive, or fewer distinct points than
     unknowns plus one (where any residual at all is left to judge the law by)."""
     columns = {name: getattr(runs, name) for name in (*law.variables, "loss")}
     for name, column in columns.items():
@@ -75,19 +52,36 @@ def as_problem(law: Law, runs: Runs, delta: float = DELTA) -> Problem:
                 f"law '{law.name}': {name} of run {runs.run_id[bad[0]]} is {column[bad[0]]}; wanted a finite "
                 "number above 0. Exclude the run or mend the table. Nothing was fitted."
             )
+    if weights is not None:
+        weights = np.asarray(weights, dtype=np.float64)
+        if weights.shape != (len(runs),) or not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ValueError(
+                f"law '{law.name}': wanted {len(runs)} finite weights of 0 or more, one a run; found shape "
+                f"{weights.shape}, least {weights.min(initial=np.inf)}. Nothing was fitted."
+            )
     log_variables = np.log(np.column_stack([columns[name] for name in law.variables]))
-    distinct, needed = len(np.unique(log_variables.round(9), axis=0)), len(law.unknowns) + 1
+    counted = np.ones(len(runs), dtype=bool) if weights is None else weights > 0
+    distinct, needed = len(np.unique(log_variables[counted].round(9), axis=0)), len(law.unknowns) + 1
     if distinct < needed:
         raise ValueError(
             f"law '{law.name}' has {len(law.unknowns)} unknowns and needs at least {needed} runs of distinct "
             f"({', '.join(law.variables)}); there are {distinct}. Add runs, or fit a law with fewer "
             "unknowns. Nothing was fitted."
         )
-    centre = log_variables.mean(axis=0)
+    centre = law.centre(log_variables)
     lower, upper = law.bounds(columns["loss"])
-    unpenalised = np.zeros(len(law.unknowns))
     return Problem(
-        law, log_variables - centre, np.log(columns["loss"]), centre, lower, upper, delta, unpenalised
+        law=law,
+        X=np.asfortranarray(log_variables - centre),  # laws take it by column
+        log_loss=np.log(columns["loss"]),
+        centre=centre,
+        lower=lower,
+        upper=upper,
+        delta=delta,
+        precision=np.zeros(len(law.unknowns)),
+        prior=law.prior_for(columns["loss"]),
+        tau=tau,
+        weights=np.ones(len(runs)) if weights is None else weights,
     )
 
 
@@ -100,170 +94,66 @@ def with_prior(problem: Problem, theta: np.ndarray) -> Problem:
     """
     value, _ = problem.law.evaluate(theta[None], problem.X)
     residual = value[0] - problem.log_loss
-    freedom = max(len(residual) - len(theta), 1)
-    temperature = float(residual @ huber(residual, problem.delta)[1]) / freedom
-    return replace(problem, precision=temperature / np.square(problem.law.prior.sd))
+    weights = problem.weights * sides(residual, problem.tau)
+    freedom = max(problem.weights.sum() - len(theta), 1)
+    temperature = float(residual @ (weights * huber(residual, problem.delta)[1])) / freedom
+    return replace(problem, precision=temperature / np.square(problem.prior.sd))
 
 
-def solve(
-    problem: Problem,
-    theta: np.ndarray,
-    weights: np.ndarray,
-    anchors: np.ndarray | None = None,
-    knees: tuple[float, ...] = KNEES,
-) -> Solution:
-    """Minimise sum_i w_i Huber(log L_fit(i) - log L_i) from each start, from soft knee to hard.
-
-    With a prior, sum_j precision_j·(theta_j - anchor_j)²/2 is added.
-
-    Args:
-        theta: float64[batch, unknown], starts; weights: float64[batch, run] or [run], 0 or more.
-        anchors: float64[batch, unknown], the prior's mean where None.
-        knees: multiples of the knee to solve in turn, ending in 1.
-    Returns:
-        Solution, in the order of the starts.
-    """
-    theta = np.clip(theta, problem.lower, problem.upper)
-    weights = np.broadcast_to(weights, (len(theta), len(problem.log_loss)))
-    if anchors is None:
-        anchors = problem.law.prior.mean if problem.law.prior else np.zeros(theta.shape[1])
-    anchors = np.broadcast_to(anchors, theta.shape)
-    for knee in knees:
-        iterations = ITERATIONS if knee == knees[-1] else ITERATIONS_SOFT
-        theta = _levenberg_marquardt(problem, theta, weights, anchors, knee * problem.delta, iterations)
-    objective, gradient, curvature, _ = _derivatives(problem, theta, weights, anchors, problem.delta)
-    return Solution(theta, objective, _scaled_gradient(problem, theta, objective, gradient, curvature))
-
-
-def _derivatives(
-    problem: Problem, theta: np.ndarray, weights: np.ndarray, anchors: np.ndarray, delta: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Objective [batch], gradient [batch, unknown] and two curvatures [batch, unknown, unknown]:
-    the majorising one of reweighted least squares, and the objective's own (Gauss-Newton)."""
-    value, slope = problem.law.evaluate(theta, problem.X)
-    residual = value - problem.log_loss
-    cost, pull = huber(residual, delta)
-    size = np.abs(residual)
-    majorising = weights * (delta / np.maximum(size, delta))
-    own = weights * (size <= delta)
-    away = theta - anchors
-    gradient = np.einsum("bn,bnp->bp", weights * pull, slope) + problem.precision * away
-    penalty = np.diag(problem.precision)
-    curvatures = [(slope * h[..., None]).transpose(0, 2, 1) @ slope + penalty for h in (majorising, own)]
-    objective = (weights * cost).sum(axis=1) + (problem.precision * away**2).sum(axis=1) / 2
-    return objective, gradient, curvatures[0], curvatures[1]
-
-
-def _objective(
-    problem: Problem, theta: np.ndarray, weights: np.ndarray, anchors: np.ndarray, delta: float
-) -> np.ndarray:
-    value, _ = problem.law.evaluate(theta, problem.X)
-    cost = (weights * huber(value - problem.log_loss, delta)[0]).sum(axis=1)
-    return cost + (problem.precision * (theta - anchors) ** 2).sum(axis=1) / 2
-
-
-def _levenberg_marquardt(
-    problem: Problem,
-    theta: np.ndarray,
-    weights: np.ndarray,
-    anchors: np.ndarray,
-    delta: float,
-    iterations: int,
-) -> np.ndarray:
-    """Damped steps within the bounds, the better of two curvatures at each, for a whole batch.
-
-    The majorising curvature always descends but closes in slowly where most residuals lie beyond
-    the knee; the objective's own closes in fast near the optimum. Parameters on a bound that the
-    gradient pushes outward are held (projected Newton, Bertsekas 1982).
-    """
-    theta = theta.copy()
-    damping = np.full((len(theta), 2), 1e-3)
-    stalled = np.zeros(len(theta), dtype=int)
-    active = np.arange(len(theta))
-    for _ in range(iterations):
-        here, w, anchor = theta[active], weights[active], anchors[active]
-        objective, gradient, majorising, own = _derivatives(problem, here, w, anchor, delta)
-        tried, reached = [], []
-        for which, curvature in enumerate((majorising, own)):
-            step = _step(problem, here, gradient, curvature, majorising, damping[active, which])
-            trial = np.clip(here + step, problem.lower, problem.upper)
-            tried.append(trial)
-            reached.append(_objective(problem, trial, w, anchor, delta))
-            improved = reached[-1] < objective
-            damping[active, which] = np.clip(
-                damping[active, which] * np.where(improved, 0.2, 5.0), 1e-12, 1e8
-            )
-        choice = np.argmin(reached, axis=0)
-        lowest = np.min(reached, axis=0)
-        better = lowest < objective
-        theta[active[better]] = np.stack(tried)[choice, np.arange(len(here))][better]
-        gained = np.where(better, objective - lowest, 0.0)
-        stalled[active] = np.where(gained > EXACT * objective, 0, stalled[active] + 1)
-        active = active[stalled[active] < STALLED]
-        if not len(active):
-            break
-    return theta
-
-
-def _held(problem: Problem, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """bool[batch, unknown]: on a bound that descent would cross."""
-    return ((theta <= problem.lower) & (gradient > 0)) | ((theta >= problem.upper) & (gradient < 0))
-
-
-def _step(
-    problem: Problem,
-    theta: np.ndarray,
-    gradient: np.ndarray,
-    curvature: np.ndarray,
-    scaling: np.ndarray,
-    damping: np.ndarray,
-) -> np.ndarray:
-    """-(H + damping·diag)⁻¹ g on the parameters that are free to move; float64[batch, unknown]."""
-    held = _held(problem, theta, gradient)
-    diagonal = np.einsum("bpp->bp", scaling)
-    diagonal = np.sqrt(np.maximum(diagonal, 1e-30 + 1e-14 * diagonal.max(axis=1, keepdims=True)))
-    scaled = curvature / (diagonal[:, :, None] * diagonal[:, None, :])
-    scaled = np.where(held[:, :, None] | held[:, None, :], 0.0, scaled)
-    identity = np.eye(theta.shape[1])
-    scaled = scaled + identity * (damping[:, None, None] + held[:, :, None] + 1e-13)
-    push = np.where(held, 0.0, gradient / diagonal)
-    return -np.linalg.solve(scaled, push[..., None])[..., 0] / diagonal
-
-
-def _scaled_gradient(
-    problem: Problem, theta: np.ndarray, objective: np.ndarray, gradient: np.ndarray, curvature: np.ndarray
-) -> np.ndarray:
-    """max_j |g_j| / sqrt(2·objective·H_jj) over free parameters, [batch]: dimensionless, 0 at an
-    optimum, about 1 where a step along one parameter alone would remove the objective."""
-    scale = np.sqrt(2 * objective[:, None] * np.einsum("bpp->bp", curvature)) + 1e-300
-    return np.where(_held(problem, theta, gradient), 0.0, np.abs(gradient) / scale).max(axis=1)
-
-
-def fit_law(law: Law, runs: Runs, *, delta: float = DELTA) -> tuple[LawFit, np.ndarray, Problem]:
+def fit_law(
+    law: Law,
+    runs: Runs,
+    *,
+    delta: float | None = None,
+    loss: str = "huber",
+    tau: float | None = None,
+    weights: np.ndarray | None = None,
+) -> tuple[LawFit, np.ndarray, Problem]:
     """Fit one law to `runs` from its own starts.
 
+    Minimises the weighted sum over runs of a penalty of r = log L_fit - log L:
+    "huber": r²/2 up to |r| = delta, delta·(|r| - delta/2) beyond (Hoffmann et al. 2022, arXiv
+        2203.15556, section 3.3);
+    "least_squares": r²/2;
+    "asymmetric": Huber's, times 2·tau where the run lies above the fit (r < 0) and 2·(1 - tau) where
+        it lies below (Newey & Powell 1987; Dabney et al. 2018, arXiv 1710.10044, equation 10).
+
+    Args:
+        delta: the knee, in log-loss; DELTA where None. Not for least squares.
+        tau: between 0 and 1; TAU where None. Only for the asymmetric penalty.
+        weights: float64[run], 0 or more; a weight of 2 is the run twice. Where None and
+            `runs.loss_se` is known for some run, runs weigh as the inverse of the variance
+            that standard error and scatter make together, with mean 1 (see `noise_weights`).
     Returns:
         the LawFit, without intervals (analysis/resample.py adds them), theta float64[unknown], and
         the Problem that it solves.
     Raises:
-        ValueError: as `as_problem`.
+        ValueError: as `as_problem`; an unknown penalty, or an option that it does not have.
+
+    Rescaling a variable or the loss changes no prediction: the solver sees logarithms about their
+    means, and E relative to the loss.
     """
-    problem = as_problem(law, runs, delta)
+    delta, tau = _penalty_options(loss, delta, tau)
+    problem = as_problem(law, runs, delta, tau=tau, weights=weights)
+    starts = law.start(problem.X, runs.loss, problem.weights)
     ones = np.ones(len(runs))
-    starts = law.start(problem.X, runs.loss, ones)
     solution = solve(problem, starts, ones)
+    if weights is None and (known := noise_weights(runs, _residual(problem, _best(solution)))) is not None:
+        problem, starts = replace(problem, weights=known), np.vstack([starts, _best(solution)])
+        solution = solve(problem, starts, ones)
     if law.prior:
-        free = solution.theta[int(np.argmin(solution.objective))]
+        free = _best(solution)
         problem, starts = with_prior(problem, free), np.vstack([starts, free])
         solution = solve(problem, starts, ones)
-    best = int(np.argmin(solution.objective))
-    theta = solution.theta[best]
-    floor = len(runs) * (1e-9 * delta)  # objective of residuals far below any loss's own digits
-    same = solution.objective <= solution.objective[best] * (1 + SAME_OPTIMUM) + floor * delta
+    polished = polish(problem, _best(solution))
+    theta = polished.theta[0]
+    floor = len(runs) * (1e-9 * min(delta, DELTA))  # objective of residuals far below any loss's own digits
+    floor *= min(delta, DELTA)
+    same = solution.objective <= polished.objective[0] * (1 + SAME_OPTIMUM) + floor
     at_bound = (theta <= problem.lower) | (theta >= problem.upper)
     natural = law.natural(theta[None], problem.centre)[0]
-    status, reason = _status(law, solution, best, at_bound, natural, floor * delta)
-    value, _ = law.evaluate(theta[None], problem.X)
+    status, reason = _status(law, polished, len(starts), at_bound, natural, floor)
+    residual = _residual(problem, theta)
     fit = LawFit(
         law=law.name,
         equation=law.equation,
@@ -275,19 +165,91 @@ def fit_law(law: Law, runs: Runs, *, delta: float = DELTA) -> tuple[LawFit, np.n
         ),
         status=status,
         reason=reason,
-        objective=float(huber(value[0] - problem.log_loss, delta)[0].sum()),
+        objective=float(problem.weights @ penalty(residual, delta, tau)),
         delta=delta,
         n=len(runs),
         starts=len(starts),
         starts_at_optimum=int(same.sum()),
-        log_residuals=problem.log_loss - value[0],
+        log_residuals=-residual,
         run_ids=runs.run_id,
+        loss=loss,
+        tau=tau,
+        condition=condition(problem, theta),
+        basins=_basins(problem, solution, floor),
+        weights=problem.weights,
     )
     return fit, theta, problem
 
 
+def noise_weights(runs: Runs, residual: np.ndarray) -> np.ndarray | None:
+    """Weights from known standard errors, float64[run] with mean 1; None where none is known.
+
+    A run's log-loss varies by its standard error s_i/L_i and by what the law leaves, sigma, so it
+    weighs as 1/(sigma² + (s_i/L_i)²) (two-step feasible weighted least squares). sigma² is what a
+    first fit's `residual` [run] shows (1.4826 times its median size, squared: Huber & Ronchetti
+    2009, section 5.1) beyond the typical s_i/L_i. Where s_i is unknown, or 0, the median stands in.
+    """
+    relative = runs.loss_se / runs.loss
+    known = np.isfinite(relative) & (relative > 0)
+    if not known.any():
+        return None
+    typical = float(np.median(relative[known]))
+    variance = np.where(known, relative, typical) ** 2
+    scatter = (1.4826 * float(np.median(np.abs(residual)))) ** 2
+    weights = 1 / (max(scatter - typical**2, 0.0) + variance)
+    return weights / weights.mean()
+
+
+def _penalty_options(loss: str, delta: float | None, tau: float | None) -> tuple[float, float]:
+    if loss not in LOSSES:
+        raise ValueError(f"no penalty '{loss}'; wanted one of {', '.join(LOSSES)}. Nothing was fitted.")
+    if loss == "least_squares" and delta is not None:
+        raise ValueError(f"least squares has no knee, but delta={delta} was given. Nothing was fitted.")
+    if loss != "asymmetric" and tau is not None:
+        raise ValueError(f"penalty '{loss}' has no tau, but tau={tau} was given. Nothing was fitted.")
+    tau = 0.5 if loss != "asymmetric" else TAU if tau is None else tau
+    delta = float("inf") if loss == "least_squares" else DELTA if delta is None else delta
+    if not (0 < tau < 1 and delta > 0):
+        raise ValueError(f"wanted tau between 0 and 1 and delta above 0; found {tau}, {delta}")
+    return delta, tau
+
+
+def _best(solution: Solution) -> np.ndarray:
+    return solution.theta[int(np.argmin(solution.objective))]
+
+
+def _residual(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    return problem.law.evaluate(theta[None], problem.X)[0][0] - problem.log_loss
+
+
+def _basins(problem: Problem, solution: Solution, floor: float) -> tuple[Basin, ...]:
+    """The distinct optima within BASIN_WITHIN of the best; ends that are no optimum are none."""
+    law, least = problem.law, solution.objective.min()
+    optimum = (solution.gradient <= STATIONARY) | (solution.objective <= floor)
+    near = np.flatnonzero(optimum & (solution.objective <= least * (1 + BASIN_WITHIN) + floor))
+    near = near[np.argsort(solution.objective[near], kind="stable")]
+    fitted = law.evaluate(solution.theta[near], problem.X)[0]
+    natural = law.natural(solution.theta[near], problem.centre)
+    found: list[tuple[int, int]] = []
+    for i in range(len(near)):
+        for k, (first, count) in enumerate(found):
+            if np.abs(fitted[i] - fitted[first]).max() <= SAME_BASIN:
+                found[k] = first, count + 1
+                break
+        else:
+            found.append((i, 1))
+    return tuple(
+        Basin(
+            float(solution.objective[near[i]]),
+            dict(zip(law.unknowns, map(float, natural[i]), strict=True)),
+            count,
+        )
+        for i, count in found
+    )
+
+
 def _status(
-    law: Law, solution: Solution, best: int, at_bound: np.ndarray, natural: np.ndarray, floor: float
+    law: Law, end: Solution, starts: int, at_bound: np.ndarray, natural: np.ndarray, floor: float
 ) -> tuple[Status, str]:
     if at_bound.any():
         where = ", ".join(
@@ -296,9 +258,9 @@ def _status(
             if bound
         )
         return Status.AT_BOUND, f"the best fit lies on the edge of what was allowed ({where})"
-    if solution.gradient[best] > STATIONARY and solution.objective[best] > floor:
+    if end.gradient[0] > STATIONARY and end.objective[0] > floor:
         return Status.NOT_CONVERGED, (
-            f"the best of {len(solution.objective)} starts stopped where the objective still slopes "
-            f"(scaled gradient {solution.gradient[best]:.1e}, wanted below {STATIONARY:.0e})"
+            f"the best of {starts} starts stopped where the objective still slopes "
+            f"(scaled gradient {end.gradient[0]:.1e}, wanted below {STATIONARY:.0e})"
         )
     return Status.CONVERGED, ""

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.fit import Problem, solve
 from analysis.laws import Law
+from analysis.solver import Problem, solve_near
 from analysis.values import LEVEL, Estimate, LawFit, Runs
 
 RESAMPLES = 1000
@@ -15,13 +15,6 @@ RESAMPLES = 1000
 
 SEED = 20221115
 """Of the bootstrap's generator; any number does, and one that stands here makes results repeat."""
-
-WARM_KNEES = (4.0, 1.0)
-"""A resample's optimum is near the fit of all runs, so its path begins at a harder knee: half the
-time, and the same optima to rounding on the 240 Chinchilla points."""
-
-BATCH_ELEMENTS = 250_000
-"""Resamples x runs solved at once; assumption: temporaries of some tens of MB, near the cache."""
 
 
 def cluster_weights(runs: Runs, needed: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
@@ -65,18 +58,12 @@ def refit(problem: Problem, theta: np.ndarray, weights: np.ndarray, seed: int = 
     Returns theta, float64[resample, unknown].
     """
     anchors = np.zeros((len(weights), len(theta)))
-    if problem.law.prior:
-        sd = np.array(problem.law.prior.sd)
+    if problem.prior:
+        sd = np.array(problem.prior.sd)
         spread = np.where(np.isfinite(sd), sd, 0.0)
         generator = np.random.default_rng([seed, 1])  # not the stream that the weights came from
-        anchors = problem.law.prior.mean + spread * generator.standard_normal(anchors.shape)
-    batch = max(1, BATCH_ELEMENTS // len(problem.log_loss))
-    solved = []
-    for first in range(0, len(weights), batch):
-        part = slice(first, first + batch)
-        starts = np.tile(theta, (len(weights[part]), 1))
-        solved.append(solve(problem, starts, weights[part], anchors[part], WARM_KNEES).theta)
-    return np.concatenate(solved)
+        anchors = problem.prior.mean + spread * generator.standard_normal(anchors.shape)
+    return solve_near(problem, theta, weights, anchors)
 
 
 def estimate(value: float, draws: np.ndarray) -> Estimate:

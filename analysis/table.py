@@ -22,6 +22,7 @@ ALIASES = {
     "flops": ("flops", "C"),
     "loss": ("loss", "eval_loss", "val_loss", "L"),
     "loss_se": ("loss_se",),
+    "unique_tokens": ("unique_tokens", "U"),
     "group": ("group",),
     "role": ("role",),
     "status": ("status",),
@@ -140,6 +141,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
         flops=np.array([row.flops for row in usable], dtype=np.float64),
         loss=np.array([row.loss for row in usable], dtype=np.float64),
         loss_se=np.array([math.nan if row.loss_se is None else row.loss_se for row in usable]),
+        unique_tokens=np.array([reader.positive(i, "unique_tokens") or math.nan for i in kept]),
     )
     return Table(
         path=path,
@@ -178,8 +180,11 @@ def as_runs(
     flops: np.ndarray | None = None,
     cluster: Sequence[str] | None = None,
     group: Sequence[str] | None = None,
+    loss_se: np.ndarray | None = None,
+    unique_tokens: np.ndarray | None = None,
 ) -> Runs:
-    """Runs from arrays [run]; flops are 6·N·D and clusters the sizes where they are not given.
+    """Runs from arrays [run]; flops are 6·N·D and clusters the sizes where they are not given, standard
+    errors and unique tokens unknown.
 
     Raises ValueError: unequal lengths.
     """
@@ -191,9 +196,11 @@ def as_runs(
         tuple(group) if group is not None else ("",) * count,
         tuple(cluster) if cluster is not None else tuple(map(size_cluster, columns[0])),
     ]
+    for known in (loss_se, unique_tokens):
+        columns.append(np.full(count, np.nan) if known is None else np.asarray(known, dtype=np.float64))
     if {len(column) for column in (*columns, *labels)} != {count}:
         raise ValueError(f"columns of unequal lengths: {[len(column) for column in (*columns, *labels)]}")
-    return Runs(*labels, *columns, np.full(count, np.nan))
+    return Runs(*labels, *columns)
 
 
 def read_records(path: Path) -> list[dict[str, str]]:

@@ -50,6 +50,7 @@ class Runs:
     group: the set a run is compared within (its budget), "" where the table names none.
     cluster: rows that share a cluster are not independent (one size, or one trunk).
     loss_se: standard error of the loss over the held-out tokens, NaN where unknown.
+    unique_tokens: how many of `tokens` were distinct, NaN where unknown (everywhere, by default).
     """
 
     run_id: tuple[str, ...]
@@ -60,6 +61,11 @@ class Runs:
     flops: np.ndarray
     loss: np.ndarray
     loss_se: np.ndarray
+    unique_tokens: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.unique_tokens is None:
+            object.__setattr__(self, "unique_tokens", np.full(len(self.params), np.nan))
 
     def __len__(self) -> int:
         return len(self.run_id)
@@ -70,9 +76,8 @@ class Runs:
         labels = {
             name: tuple(getattr(self, name)[i] for i in index) for name in ("run_id", "group", "cluster")
         }
-        arrays = {
-            name: getattr(self, name)[index] for name in ("params", "tokens", "flops", "loss", "loss_se")
-        }
+        names = ("params", "tokens", "flops", "loss", "loss_se", "unique_tokens")
+        arrays = {name: getattr(self, name)[index] for name in names}
         return Runs(**labels, **arrays)
 
 
@@ -123,6 +128,16 @@ class Parameter:
     at_bound: bool
 
 
+@dataclass(frozen=True)
+class Basin:
+    """One optimum of a fit: its objective, its natural parameters by name, and how many starts ended
+    there."""
+
+    objective: float
+    values: Mapping[str, float]
+    starts: int
+
+
 @dataclass(frozen=True, eq=False)
 class LawFit:
     """One law fitted to one set of runs.
@@ -130,9 +145,15 @@ class LawFit:
     equation: the law in plain text; source: where it is from.
     variables: what it is a function of, ("params", "tokens") or ("flops",).
     reason: why `status` is not CONVERGED ("" where it is).
-    objective: sum of Huber(log L_fit - log L) over the n runs; `delta` is the knee.
+    objective: weighted sum of the penalty of log L_fit - log L over the n runs; `loss` names the
+        penalty ("huber", "least_squares", "asymmetric"), `delta` is its knee (inf: none) and `tau`
+        the share that runs above the fit carry.
     starts, starts_at_optimum: refinements begun, and those that ended within 1e-6 of the best
         objective, relatively.
+    basins: every distinct optimum within 1% of the best objective, best first.
+    condition: condition number of the curvature at the optimum, scaled to a unit diagonal, over the
+        parameters on no bound; above 1e8 or so, they are not told apart.
+    weights: what each run's penalty was multiplied by, float64[run].
     log_residuals: log L - log L_fit, float64[run], in the order of `run_ids`.
     """
 
@@ -150,6 +171,15 @@ class LawFit:
     starts_at_optimum: int
     log_residuals: np.ndarray
     run_ids: tuple[str, ...]
+    loss: str = "huber"
+    tau: float = 0.5
+    condition: float = float("nan")
+    basins: tuple[Basin, ...] = ()
+    weights: np.ndarray | None = None
+
+    @property
+    def share_at_optimum(self) -> float:
+        return self.starts_at_optimum / self.starts
 
     @property
     def values(self) -> dict[str, float]:

@@ -209,8 +209,8 @@ def test_nonnegative_least_squares_agrees_with_scipy():
 
 
 def test_status_not_converged_is_told_where_the_solver_is_cut_short(monkeypatch):
-    monkeypatch.setattr("analysis.fit.ITERATIONS", 1)
-    monkeypatch.setattr("analysis.fit.KNEES", (1.0,))
+    monkeypatch.setattr("analysis.solver.ITERATIONS", 1)
+    monkeypatch.setattr("analysis.solver.KNEES", (1.0,))
     fit, *_ = fit_law(COUPLED, grid(noise=0.02))
     assert fit.status == Status.NOT_CONVERGED
     assert "slopes" in fit.reason
