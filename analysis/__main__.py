@@ -6,7 +6,7 @@ import math
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ import scipy
 from omegaconf import DictConfig, OmegaConf
 
 from analysis import store
-from analysis.predict import Model, model, optimal_target, predict
+from analysis.api import laws_named
+from analysis.prediction import Model, model, optimal_target, predict
 from analysis.study import DEFAULT_EXTRAPOLATION, is_target, losses_of_predicted, measure, study
 from analysis.sweep import plan_facts
-from analysis.table import SWEEP_RULES, Rules, Table, read_table
+from analysis.table import SWEEP_RULES, Rules, Spot, Table, read_table, read_targets
 from analysis.values import Analysis, Prediction, Target
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -41,6 +42,8 @@ class Request:
     is_sweep: bool
     out: Path
     columns: Mapping[str, str]
+    law: str | tuple[str, ...]
+    targets: Path | None
     params: float | None
     tokens: float | None
     flops: float | None
@@ -74,6 +77,8 @@ def as_request(config: Mapping[str, Any]) -> Request:
         is_sweep=is_sweep,
         out=Path(str(config["out"])).expanduser() if config["out"] else runs / "report",
         columns={"params": "params_non_embedding", **columns} if is_sweep else columns,
+        law=_law(config["law"]),
+        targets=Path(str(config["targets"])).expanduser() if config["targets"] else None,
         **{
             name: _number(f"target.{name}", config["target"][name], None, 0.0)
             for name in ("params", "tokens", "flops")
@@ -90,9 +95,11 @@ def as_request(config: Mapping[str, Any]) -> Request:
 def run(request: Request) -> None:
     """Read, fit, predict, write, say where. Raises ValueError (the table, the target) or OSError."""
     table = read_table(request.runs, request.columns, request.rules)
+    laws = laws_named(request.law, table.runs)
+    targets = read_targets(request.targets, request.columns) if request.targets else ()
     say_plan(request, table)
-    known = model(table.runs)
-    predictions = make_predictions(request, table, known)
+    known = model(table.runs, laws)
+    predictions = make_predictions(request, table, known, targets)
     losses = losses_of_predicted(table, predictions)
     predictions = tuple(measure(prediction, table, losses) for prediction in predictions)
     title = request.runs.resolve().parent.name if request.is_sweep else request.runs.name
@@ -103,9 +110,11 @@ def run(request: Request) -> None:
     say_result(analysis, page)
 
 
-def make_predictions(request: Request, table: Table, known: Model) -> tuple[Prediction, ...]:
+def make_predictions(
+    request: Request, table: Table, known: Model, targets: Sequence[Spot]
+) -> tuple[Prediction, ...]:
     """A sweep's own predictions, made before their runs; of other tables those of its holdouts, whose
-    losses nothing has read yet; then that of the target asked for, or where there is nothing else to
+    losses nothing has read yet; then those of the targets asked for, or where there is nothing else to
     predict, of the compute-optimal run at 10x the dearest.
 
     Raises UsageError: a target of a sweep that is measured already.
@@ -119,6 +128,11 @@ def make_predictions(request: Request, table: Table, known: Model) -> tuple[Pred
             predict(known, Target(h.params, h.tokens, h.flops), table.digest, cluster=h.cluster)
             for h in spots.values()
         ]
+    for spot in targets:
+        flops = spot.flops or float(known.cost.flops(spot.params, spot.tokens))
+        tokens = spot.tokens or float(known.cost.tokens(np.array(spot.flops), np.array(spot.params)))
+        target = Target(spot.params, tokens, flops)
+        made.append(predict(known, target, table.digest, cluster=spot.cluster))
     if asked is None and not made:
         asked = optimal_target(known, DEFAULT_EXTRAPOLATION * float(known.runs.flops.max()))
         print(
@@ -144,7 +158,7 @@ def asked_target(request: Request, known: Model) -> Target | None:
     """
     params, tokens, flops = request.params, request.tokens, request.flops
     if params and tokens:
-        cost = tokens * math.exp(float(known.cost.log(np.log(params))[0]))
+        cost = float(known.cost.flops(params, tokens))
         if flops and not 1 / INCONSISTENT < flops / cost < INCONSISTENT:
             raise UsageError(
                 f"target.params={params:g} and target.tokens={tokens:g} cost about {cost:.3g} FLOPs by these "
@@ -225,6 +239,15 @@ def metadata(request: Request) -> dict[str, str]:
         "numpy": np.__version__,
         "scipy": scipy.__version__,
     }
+
+
+def _law(value: Any) -> str | tuple[str, ...]:
+    """Raises UsageError: neither a name nor a list of names."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise UsageError(f"law={value}: wanted auto, a law's name, or a list of names")
 
 
 def _number(name: str, value: Any, default: float | None, above: float) -> float | None:

@@ -44,6 +44,10 @@ class CostRule:
         total = self.c0 + self.c1 * np.sqrt(N) + self.c2 * N
         return np.log(total), (self.c1 * np.sqrt(N) / 2 + self.c2 * N) / total
 
+    def flops(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """C of a run of N and D."""
+        return tokens * np.exp(self.log(np.log(params))[0])
+
     def tokens(self, flops: np.ndarray, params: np.ndarray) -> np.ndarray:
         """D that a budget buys at N."""
         return flops / np.exp(self.log(np.log(params))[0])
@@ -70,8 +74,12 @@ def optimal_log_params(member: Member, theta: np.ndarray, rule: CostRule, flops:
     log(A·a) - a·x = log(B·b) + log s - b·(log C - log cost(x)); the left side less the right falls
     in x, so halving an interval finds its zero. The coupling k drops out (it multiplies both).
 
+    A law without those four is searched for its least loss instead.
+
     Returns: float64[draw, budget].
     """
+    if not {"A", "B"} <= set(member.law.unknowns):
+        return _least(member, theta, rule, flops)
     natural = dict(zip(member.law.unknowns, member.law.natural(theta, member.problem.centre).T, strict=True))
     a = natural.get("alpha", natural.get("a"))[:, None]
     b = natural.get("beta", natural.get("b"))[:, None]
@@ -84,6 +92,24 @@ def optimal_log_params(member: Member, theta: np.ndarray, rule: CostRule, flops:
         cost, elasticity = rule.log(x)
         slope = of_size - a * x - of_data - np.log(np.maximum(elasticity, 1e-300)) + b * (log_flops - cost)
         low, high = np.where(slope > 0, x, low), np.where(slope > 0, high, x)
+    return (low + high) / 2
+
+
+def _least(member: Member, theta: np.ndarray, rule: CostRule, flops: np.ndarray) -> np.ndarray:
+    """log N of least loss by golden sections, where the loss falls and then rises with N; [draw, budget]."""
+    golden = (np.sqrt(5) - 1) / 2
+
+    def loss(log_n: np.ndarray) -> np.ndarray:
+        log_d = np.log(flops) - rule.log(log_n)[0]
+        X = np.stack([log_n, log_d], axis=-1) - member.problem.centre
+        return np.array([member.law.evaluate(t[None], x)[0][0] for t, x in zip(theta, X, strict=True)])
+
+    middle = member.problem.centre[0]
+    low, high = (np.full((len(theta), len(flops)), middle + side) for side in (-25.0, 25.0))
+    for _ in range(60):
+        inner, outer = high - golden * (high - low), low + golden * (high - low)
+        falling = loss(inner) > loss(outer)
+        low, high = np.where(falling, inner, low), np.where(falling, high, outer)
     return (low + high) / 2
 
 

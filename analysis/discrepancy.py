@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
-from analysis.fit import Problem
+from analysis.fitting import Problem
 from analysis.laws import Law
 
 CLUSTER_VARIANCES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.discrepancy import Kriged, krige
-from analysis.fit import Problem, fit_law
+from analysis.fitting import Problem, fit_law
 from analysis.laws import COUPLED, SEPARABLE, SHRUNK, Law
 from analysis.resample import RESAMPLES, SEED, cluster_weights, refit, with_intervals
 from analysis.values import LawFit, Runs, Skipped

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.discrepancy import OUTLIER, krige
-from analysis.fit import fit_law
+from analysis.fitting import fit_law
 from analysis.laws import Law
 from analysis.values import Exclusion, Runs
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from analysis.predict import Model, frontier, optimal_target, predict
+from analysis.prediction import Model, frontier, optimal_target, predict
 from analysis.published import PUBLISHED
 from analysis.table import Table, read_holdout_losses
 from analysis.values import Analysis, EntropyCheck, Measured, Prediction, RunRow, Status, Target

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from analysis import store
-from analysis.predict import model, optimal_range, predict
+from analysis.prediction import model, optimal_range, predict
 from analysis.study import is_target, losses_of_predicted, measure, study
 from analysis.table import SWEEP_RULES, Rules, Table, TableError, read_table
 from analysis.values import Analysis, Prediction, Target, TargetChoice

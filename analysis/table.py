@@ -157,6 +157,38 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
     )
 
 
+@dataclass(frozen=True)
+class Spot:
+    """A run to predict: `tokens` or `flops` may be None, not both; cluster "" where none is named."""
+
+    params: float
+    tokens: float | None
+    flops: float | None
+    cluster: str
+
+
+def read_targets(path: Path, columns: Mapping[str, str]) -> tuple[Spot, ...]:
+    """The runs of a table that has no losses, or whose losses are not looked at.
+
+    Args: `columns` as for `read_table`; those that this table lacks are left to their usual names.
+    Raises TableError: as `read_table`.
+    """
+    records = read_records(path)
+    there = {name for record in records for name in record}
+    named = {meaning: column for meaning, column in columns.items() if column in there}
+    found = find_columns(path, records, named, needed=("params",))
+    reader = _Reader(path, records, found, _run_ids(records, found))
+    spots = []
+    for i in range(len(records)):
+        params, tokens, flops = (reader.positive(i, name) for name in ("params", "tokens", "flops"))
+        if params is None:
+            raise reader.error(i, "params", "a finite number above 0")
+        if tokens is None and flops is None:
+            raise reader.error(i, "tokens" if "tokens" in found else "flops", "a finite number above 0")
+        spots.append(Spot(params, tokens, flops, reader.text(i, "cluster")))
+    return tuple(spots)
+
+
 def read_holdout_losses(table: Table, run_ids: set[str]) -> dict[str, tuple[float, float | None]]:
     """{run_id: (loss, loss_se or None)} of those of `run_ids` that are finished holdouts with a
     finite loss: to be read once their predictions are written, and never before."""
@@ -227,8 +259,14 @@ def read_records(path: Path) -> list[dict[str, str]]:
     raise TableError(f"{path}: a table must end in .csv, .tsv, .jsonl or .parquet")
 
 
-def find_columns(path: Path, records: Sequence[Row], wanted: Mapping[str, str]) -> dict[str, str]:
-    """{meaning: column} of what the table has. Raises TableError naming the columns there are."""
+def find_columns(
+    path: Path,
+    records: Sequence[Row],
+    wanted: Mapping[str, str],
+    needed: Sequence[str] = ("params", "loss"),
+) -> dict[str, str]:
+    """{meaning: column} of what the table has; `needed` beside tokens or flops. Raises TableError
+    naming the columns there are."""
     if not records:
         raise TableError(f"{path} has no rows")
     there = list(dict.fromkeys(name for record in records for name in record if name is not None))
@@ -243,7 +281,7 @@ def find_columns(path: Path, records: Sequence[Row], wanted: Mapping[str, str]) 
         choice = named or next((alias for alias in aliases if alias in there), None)
         if choice:
             found[meaning] = choice
-    missing = [meaning for meaning in ("params", "loss") if meaning not in found]
+    missing = [meaning for meaning in needed if meaning not in found]
     if not {"tokens", "flops"} & set(found):
         missing.append("tokens or flops")
     if missing:

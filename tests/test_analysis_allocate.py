@@ -75,7 +75,7 @@ def test_optimum_minimises_the_law_under_an_inexact_6nd(noiseless):
     for member in members:
         best = optimal_log_params(member, member.theta[None], rule, np.array([1e12]))[0, 0]
         sizes = np.exp(best + np.linspace(-1, 1, 2001))
-        loss, _ = member.log_loss(sizes, rule.tokens(1e12, sizes))
+        loss, _ = member.log_loss(as_runs(sizes, rule.tokens(1e12, sizes), np.ones(2001)))
         assert abs(np.log(sizes[np.argmin(loss)]) - best) < 2e-3
 
 

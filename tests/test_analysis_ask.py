@@ -18,7 +18,7 @@ from analysis.ask import QUESTIONS, main, respond
 from analysis.fitted import read_laws
 from analysis.hardware import ACCELERATORS, Machine
 from analysis.known import Known, NoAnswer, Surface
-from analysis.predict import model, predict
+from analysis.prediction import model, predict
 from analysis.published import LAWS
 from analysis.study import study
 from analysis.table import Table

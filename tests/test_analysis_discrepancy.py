@@ -10,10 +10,10 @@ from analysis_helpers import sweep, target, true_loss
 
 from analysis.discrepancy import MOST_RUNS, OUTLIER, krige
 from analysis.ensemble import log_variables
-from analysis.fit import fit_law
+from analysis.fitting import fit_law
 from analysis.laws import SEPARABLE, SHRUNK
 from analysis.outliers import screen
-from analysis.predict import model, predict, spots
+from analysis.prediction import model, predict, spots
 from analysis.table import as_runs
 from analysis.values import Runs, Target
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.fit import DELTA, as_problem, fit_law, huber, solve, with_prior
+from analysis.fitting import DELTA, as_problem, fit_law, huber, solve, with_prior
 from analysis.laws import COMPUTE, COUPLED, LAWS, SEPARABLE, SHRUNK, Prior, nonnegative_least_squares
 from analysis.table import as_runs
 from analysis.values import Status

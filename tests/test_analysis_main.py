@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import analysis.__main__ as entry
 from analysis.__main__ import CONF
-from analysis.fit import fit_law
+from analysis.fitting import fit_law
 from analysis.laws import SEPARABLE
 from analysis.table import read_table
 

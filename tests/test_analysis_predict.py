@@ -9,9 +9,9 @@ import pytest
 from analysis_helpers import BUDGETS, optimal_params, sweep, target, true_loss
 
 from analysis.ensemble import fit_members, forecast
-from analysis.fit import as_problem, fit_law
+from analysis.fitting import as_problem, fit_law
 from analysis.laws import COUPLED, SEPARABLE
-from analysis.predict import frontier, model, optimal_range, predict, spots
+from analysis.prediction import frontier, model, optimal_range, predict, spots
 from analysis.resample import cluster_weights, estimate, refit
 from analysis.rollout import TYPICAL_SCALE, budgets, calibrate, cuts, roll, weigh
 from analysis.table import as_runs

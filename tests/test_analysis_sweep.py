@@ -20,7 +20,7 @@ MEASURED = float(true_loss(SPOT.params, SPOT.tokens)) * 1.004
 def few_resamples(monkeypatch):
     """The steps' logic is tested here, not the bootstrap's digits."""
     monkeypatch.setattr("analysis.rollout.roll.__kwdefaults__", {"resamples": 20})
-    monkeypatch.setattr("analysis.predict.model.__kwdefaults__", {"resamples": 60})
+    monkeypatch.setattr("analysis.prediction.model.__kwdefaults__", {"resamples": 60})
 
 
 @pytest.fixture

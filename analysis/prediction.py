@@ -19,7 +19,7 @@ from analysis.allocate import (
     optimal_log_params,
 )
 from analysis.ensemble import AUTOMATIC, Member, fit_members, forecast
-from analysis.fit import fit_law
+from analysis.fitting import fit_law
 from analysis.laws import COMPUTE, Law
 from analysis.outliers import screen
 from analysis.resample import RESAMPLES, cluster_weights, refit, with_intervals
@@ -73,6 +73,16 @@ class Model:
         return tuple(
             (member, weights[member.law.name]) for member in self.members if member.law.name in weights
         )
+
+    @property
+    def allocating(self) -> tuple[tuple[Member, float], ...]:
+        """Those that say where to spend a budget, with their weights: the laws of N and D that predict,
+        or where none does, the automatic choice among those that are shown."""
+        able = [(m, weight) for m, weight in self.predicting if m.law.variables == ("params", "tokens")]
+        names = {law.name for law in AUTOMATIC}
+        able = able or [(m, 1.0) for m in self.members if m.law.name in names]
+        total = sum(weight for _, weight in able)
+        return tuple((member, weight / total) for member, weight in able)
 
     @property
     def fits(self) -> tuple[LawFit, ...]:
@@ -174,21 +184,22 @@ def predict(
 
 
 def spots(targets: Sequence[Target], clusters: Sequence[str] | None = None) -> Runs:
-    """Targets as runs that nobody has made yet: their loss is NaN. "" is the cluster of its size."""
+    """Targets as runs that nobody has made yet: their loss is NaN, and all their tokens are distinct.
+    "" is the cluster of its size."""
     columns = np.array([[t.params, t.tokens, t.flops] for t in targets], dtype=np.float64).T
     unknown = np.full(len(targets), np.nan)
     named = clusters or ("",) * len(targets)
     labels = tuple(name or size_cluster(t.params) for name, t in zip(named, targets, strict=True))
     nameless = ("",) * len(targets)
-    return Runs(nameless, nameless, labels, *columns, unknown, unknown)
+    return Runs(nameless, nameless, labels, *columns, unknown, unknown, unique_tokens=columns[1])
 
 
 def optimal_draws(known: Model, flops: np.ndarray) -> np.ndarray:
     """log of the compute-optimal N at each budget: row 0 the estimate, the others resamples;
-    float64[1 + resample, budget]. Laws that predict are averaged in log N."""
+    float64[1 + resample, budget]. Laws are averaged in log N."""
     return sum(
         weight * optimal_log_params(member, np.vstack([member.theta, member.draws]), known.cost, flops)
-        for member, weight in known.predicting
+        for member, weight in known.allocating
     )
 
 
@@ -196,7 +207,8 @@ def optimal_range(known: Model, flops: float) -> tuple[float, float, float]:
     """(N_opt, lo, hi): the 90% range over resamples, widened to hold what each law says alone."""
     at = np.array([flops])
     draws = optimal_draws(known, at)[:, 0]
-    alone = [optimal_log_params(m, m.theta[None], known.cost, at)[0, 0] for m in known.members]
+    laws = [m for m in known.members if m.law.variables == ("params", "tokens")]
+    alone = [optimal_log_params(m, m.theta[None], known.cost, at)[0, 0] for m in laws]
     lo, hi = np.quantile(draws[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(np.exp(draws[0])), float(np.exp(min(lo, *alone))), float(np.exp(max(hi, *alone)))
 
