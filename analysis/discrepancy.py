@@ -49,6 +49,10 @@ OUTLIER = 6.0
 """Leave-one-out standard errors beyond which a run is taken for a failed one, or one of other data.
 Assumption: no normal error gets there, and a smaller one is tamed by its weight."""
 
+GROSS = 10.0
+"""Robust residual scales from which a run begins with less weight. Assumption: the misfits of a law that
+a size effect explains stay below it, and failed runs do not."""
+
 ROUNDS = 3
 """Of variances, theta and weights in turn. Assumption: a fourth changed no forecast by 0.01%."""
 
@@ -156,7 +160,7 @@ def krige(problem: Problem, theta: np.ndarray, cluster: Sequence[str]) -> Kriged
     work = _Work(problem, X, log_loss, labels, prior_mean, prior_sd)
     value, _ = problem.law.evaluate(theta[None], X)
     scale = SMALLEST_SCALE + 1.4826 * float(np.median(np.abs(value[0] - log_loss)))
-    weights = 1 / np.maximum(1.0, ((value[0] - log_loss) / (3 * scale)) ** 2)
+    weights = 1 / np.maximum(1.0, ((value[0] - log_loss) / (GROSS * scale)) ** 2)
     for _ in range(ROUNDS):
         _, variances, noise = max(work.evidence(theta, weights, scale), key=lambda found: found[0])
         theta = work.optimum(theta, work.factor(variances, weights), noise)
