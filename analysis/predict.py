@@ -18,9 +18,11 @@ from analysis.allocate import (
     isoflops,
     optimal_log_params,
 )
+from analysis.bias import isoflop_bias
 from analysis.ensemble import PREDICTING, Member, fit_members, forecast
 from analysis.fit import fit_law
 from analysis.laws import COMPUTE
+from analysis.isoflop import remedies
 from analysis.resample import RESAMPLES, cluster_weights, refit, with_intervals
 from analysis.rollout import Calibration, calibrate, roll
 from analysis.values import (
@@ -30,10 +32,12 @@ from analysis.values import (
     Envelope,
     Frontier,
     Isoflop,
+    IsoflopBias,
     LawFit,
     Prediction,
     Runs,
     Skipped,
+    Status,
     Target,
 )
 from analysis.verdict import Evidence, judge
@@ -60,6 +64,13 @@ class Model:
     allocations: tuple[Allocation, ...]
     compute: LawFit | None
     skipped: tuple[Skipped, ...]
+    remedies: tuple[Allocation, ...] = ()
+
+    def isoflop_bias(self, flops: float) -> tuple[IsoflopBias, ...]:
+        """Approach 2's bias on these runs' budgets, extrapolated to `flops`, with each law as the truth."""
+        members = [m for m in self.members if m.fit.status != Status.NOT_CONVERGED]
+        found = [isoflop_bias(self.runs, self.isoflops, self.cost, m, flops) for m in members]
+        return tuple(item for item in found if isinstance(item, IsoflopBias))
 
     @property
     def predicting(self) -> tuple[tuple[Member, float], ...]:
@@ -92,6 +103,7 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
     calibration, backtests = calibrate(roll(runs))
     cost = cost_rule(runs)
     curves, draws, no_curves = isoflops(runs, cost)
+    better, no_better = remedies(curves, cost)
     compute = _along_optimum(runs, curves)
     found = (
         by_envelope(runs),
@@ -109,7 +121,8 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
         envelope=envelope(runs),
         allocations=tuple(item for item in found if isinstance(item, Allocation)),
         compute=compute if isinstance(compute, LawFit) else None,
-        skipped=(*skipped, *no_curves, *lacking),
+        skipped=(*skipped, *no_curves, *lacking, *(no_better if curves else ())),
+        remedies=better,
     )
 
 

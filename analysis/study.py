@@ -114,6 +114,8 @@ def study(
         skipped=known.skipped,
         problems=_problems(table, known, predictions, entropy),
         entropy=entropy,
+        remedies=known.remedies,
+        isoflop_bias=known.isoflop_bias(judged.target.flops),
         metadata=dict(metadata or {}),
     )
 

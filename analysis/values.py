@@ -211,6 +211,7 @@ class Allocation:
 
     a and b hold their 90% intervals. `points` is what was regressed: envelope points, bracketed
     budgets, or for approach 3 the runs behind the fit. `reason` names any weakness ("" for none).
+    `method`: how approach 2 read the minima ("parabola", "cubic" or "joint"), "" for the others.
     """
 
     approach: int
@@ -220,12 +221,79 @@ class Allocation:
     tokens_factor: float
     points: int
     reason: str
+    method: str = ""
 
     def params_at(self, flops: np.ndarray) -> np.ndarray:
         return self.params_factor * np.asarray(flops, dtype=np.float64) ** self.a.value
 
     def tokens_at(self, flops: np.ndarray) -> np.ndarray:
         return self.tokens_factor * np.asarray(flops, dtype=np.float64) ** self.b.value
+
+
+@dataclass(frozen=True)
+class ReadingBias:
+    """What a reading of isoFLOP curves got wrong on noiseless losses of a known surface.
+
+    method: "parabola", "cubic" or "joint". grid: what it was read on (see `IsoflopBias`).
+    a, b: read less true exponent. log_params: log(N_opt read / true), extrapolated to
+    `IsoflopBias.flops`; minima: the same at each budget. None where there was no minimum to read.
+    """
+
+    method: str
+    grid: str
+    a: float | None
+    b: float | None
+    log_params: float | None
+    minima: tuple[float | None, ...]
+
+    @property
+    def params_pct(self) -> float | None:
+        """Error of N_opt at the target, % of the true one."""
+        return None if self.log_params is None else 100 * float(np.expm1(self.log_params))
+
+
+@dataclass(frozen=True)
+class IsoflopBias:
+    """Approach 2's bias on the grid at hand, with the fitted `law` as the truth.
+
+    flops: the target; params: the true N_opt there; a, b: the true exponents; groups: the budgets.
+    methods: each reading on the grid "as run".
+    grids: the parabola where one cause after another is removed: every run of a budget at "equal
+        cost"; windows also "centred" on the optimum; windows also "narrow"; and, with equal cost
+        alone, the surface made "symmetric" about its optimum.
+    """
+
+    law: str
+    flops: float
+    params: float
+    a: float
+    b: float
+    groups: tuple[str, ...]
+    methods: tuple[ReadingBias, ...]
+    grids: tuple[ReadingBias, ...]
+
+    def on(self, grid: str) -> ReadingBias:
+        """The parabola's bias on one of the grids, or "as run"."""
+        return next(bias for bias in (*self.methods, *self.grids) if bias.grid == grid)
+
+    @property
+    def least(self) -> ReadingBias:
+        """The reading whose N_opt at the target is least off."""
+        seen = [bias for bias in self.methods if bias.log_params is not None]
+        return min(seen, key=lambda bias: abs(bias.log_params))
+
+    @property
+    def causes(self) -> dict[str, float]:
+        """What each cause adds to the parabola's log(N_opt read / true) at the target; they sum to it.
+        A wide window only shifts the vertex of an asymmetric curve, so "width" is what width and
+        asymmetry do together; "rest" is what narrow windows leave: a hundredth of that, and what a line
+        through true optima misses where they follow no exact power law. Empty where a parabola on one
+        of the grids has no minimum."""
+        chain = [self.on(grid).log_params for grid in ("as run", "equal cost", "centred", "narrow")]
+        if None in chain:
+            return {}
+        steps = [before - after for before, after in zip(chain[:-1], chain[1:], strict=True)]
+        return dict(zip(("unequal cost", "off centre", "width", "rest"), [*steps, chain[-1]], strict=True))
 
 
 @dataclass(frozen=True)
@@ -361,6 +429,7 @@ class Analysis:
     the user's own words). flops_kind: "exact" or "6·N·D".
     runs: what was fitted; rows: every row of the table; exclusions: those that were not fitted.
     problems: what a reader must know first, one sentence each, worst first.
+    remedies: approach 2 by its less biased readings; isoflop_bias: the bias of each, by law.
     metadata: how to do it again (command, versions, corpus fingerprint, config, ...), in order.
     """
 
@@ -383,4 +452,6 @@ class Analysis:
     skipped: tuple[Skipped, ...] = ()
     problems: tuple[str, ...] = ()
     entropy: EntropyCheck | None = None
+    remedies: tuple[Allocation, ...] = ()
+    isoflop_bias: tuple[IsoflopBias, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
