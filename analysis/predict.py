@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -19,10 +19,12 @@ from analysis.allocate import (
     optimal_log_params,
 )
 from analysis.bias import isoflop_bias
+from analysis.conventions import Conventions, fit_conventions
+from analysis.design import advice
 from analysis.ensemble import PREDICTING, Member, fit_members, forecast
 from analysis.fit import fit_law
-from analysis.laws import COMPUTE
 from analysis.isoflop import remedies
+from analysis.laws import COMPUTE
 from analysis.resample import RESAMPLES, cluster_weights, refit, with_intervals
 from analysis.rollout import Calibration, calibrate, roll
 from analysis.values import (
@@ -65,6 +67,7 @@ class Model:
     compute: LawFit | None
     skipped: tuple[Skipped, ...]
     remedies: tuple[Allocation, ...] = ()
+    conventions: Conventions | None = None
 
     def isoflop_bias(self, flops: float) -> tuple[IsoflopBias, ...]:
         """Approach 2's bias on these runs' budgets, extrapolated to `flops`, with each law as the truth."""
@@ -99,6 +102,7 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
     if missing:
         raise ValueError(
             next(item.reason for item in skipped if any(f"'{name}'" in item.what for name in missing))
+            + f" {advice(runs)}"
         )
     calibration, backtests = calibrate(roll(runs))
     cost = cost_rule(runs)
@@ -123,6 +127,7 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
         compute=compute if isinstance(compute, LawFit) else None,
         skipped=(*skipped, *no_curves, *lacking, *(no_better if curves else ())),
         remedies=better,
+        conventions=fit_conventions(runs, _heaviest(members, calibration.weights)),
     )
 
 
@@ -148,6 +153,8 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
         backtests=known.backtests,
         isoflops=known.isoflops,
         target=target,
+        slopes={m.law.name: m.law.evaluate(m.theta[None], m.problem.X)[1][0] for m in known.members},
+        conventions=known.conventions.at(target) if known.conventions else None,
     )
     verdict, reasons = judge(evidence)
     scale = known.calibration.scale
@@ -172,6 +179,10 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
         verdict=verdict,
         reasons=reasons,
     )
+
+
+def _heaviest(members: Sequence[Member], weights: Mapping[str, float]) -> Member:
+    return max(members, key=lambda member: weights.get(member.law.name, 0.0))
 
 
 def optimal_draws(known: Model, flops: np.ndarray) -> np.ndarray:

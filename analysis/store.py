@@ -62,7 +62,7 @@ def write_exclusions(path: Path, analysis: Analysis) -> None:
 def write_fits(path: Path, analysis: Analysis) -> None:
     """Every fitted number: laws, isoFLOP curves, exponents, backtests, the verdict and its reasons."""
     names = ("params_kind", "flops_kind", "verdict", "reasons", "problems", "fits", "isoflops", "allocations")
-    names += ("remedies", "isoflop_bias", "backtests", "skipped", "entropy")
+    names += ("remedies", "isoflop_bias", "conventions", "advice", "backtests", "skipped", "entropy")
     content = {name: as_json(getattr(analysis, name)) for name in names}
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 

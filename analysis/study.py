@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from analysis.design import helpful_runs
 from analysis.predict import Model, frontier, optimal_target, predict
 from analysis.published import PUBLISHED
 from analysis.table import Table, read_holdout_losses
-from analysis.values import Analysis, EntropyCheck, Measured, Prediction, RunRow, Status, Target
+from analysis.values import Analysis, EntropyCheck, Measured, Prediction, RunRow, Status, Target, Verdict
 
 SAME_RUN = 1e-6
 """Relative difference in N and D within which a holdout is the predicted run: counts printed to
@@ -116,6 +117,8 @@ def study(
         entropy=entropy,
         remedies=known.remedies,
         isoflop_bias=known.isoflop_bias(judged.target.flops),
+        conventions=known.conventions.at(judged.target) if known.conventions else None,
+        advice=() if judged.verdict is Verdict.SUPPORTED else helpful_runs(known.runs, judged.target),
         metadata=dict(metadata or {}),
     )
 

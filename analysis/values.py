@@ -50,6 +50,10 @@ class Runs:
     group: the set a run is compared within (its budget), "" where the table names none.
     cluster: rows that share a cluster are not independent (one size, or one trunk).
     loss_se: standard error of the loss over the held-out tokens, NaN where unknown.
+    params_columns, flops_columns: every count of N and of C that the table offers, those in `params` and
+        `flops` among them, by column; NaN where a row has none.
+    decayed: 1 where the loss was read after the schedule's end, 0 where before, NaN where nothing says;
+        None for runs that are from no table.
     """
 
     run_id: tuple[str, ...]
@@ -60,6 +64,9 @@ class Runs:
     flops: np.ndarray
     loss: np.ndarray
     loss_se: np.ndarray
+    params_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    flops_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    decayed: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.run_id)
@@ -73,7 +80,12 @@ class Runs:
         arrays = {
             name: getattr(self, name)[index] for name in ("params", "tokens", "flops", "loss", "loss_se")
         }
-        return Runs(**labels, **arrays)
+        offered = {
+            name: {column: values[index] for column, values in getattr(self, name).items()}
+            for name in ("params_columns", "flops_columns")
+        }
+        decayed = None if self.decayed is None else self.decayed[index]
+        return Runs(**labels, **arrays, **offered, decayed=decayed)
 
 
 @dataclass(frozen=True)
@@ -413,6 +425,56 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Convention:
+    """What is predicted where N and C are counted in one of the ways that the table offers.
+
+    params, flops: the columns counted by ("6·N·D" for the product). used: the analysis' own way.
+    target_params: the target's N counted so, and `mapping` how it was found.
+    loss: predicted, nats a token; a: N_opt ∝ C^a over the runs' budgets.
+    """
+
+    params: str
+    flops: str
+    used: bool
+    target_params: float
+    mapping: str
+    loss: float
+    a: float
+
+
+@dataclass(frozen=True)
+class ByConvention:
+    """One law fitted under each convention. `skipped`: those that could not be fitted, and why."""
+
+    law: str
+    target: Target
+    conventions: tuple[Convention, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def loss_spread(self) -> float:
+        """Farthest |log(loss / loss under the convention used)|."""
+        own = next(convention.loss for convention in self.conventions if convention.used)
+        return max(abs(float(np.log(convention.loss / own))) for convention in self.conventions)
+
+    @property
+    def a_range(self) -> tuple[float, float]:
+        exponents = [convention.a for convention in self.conventions]
+        return min(exponents), max(exponents)
+
+
+@dataclass(frozen=True)
+class HelpfulRun:
+    """A run to add. `error_left`: what it and those named before it would leave of the standard error
+    that the law's parameters give the prediction of the target, as a share of today's."""
+
+    params: float
+    tokens: float
+    flops: float
+    error_left: float
+
+
+@dataclass(frozen=True)
 class EntropyCheck:
     """The corpus' true entropy rate (nats a token) beside the fitted irreducible loss E."""
 
@@ -430,6 +492,8 @@ class Analysis:
     runs: what was fitted; rows: every row of the table; exclusions: those that were not fitted.
     problems: what a reader must know first, one sentence each, worst first.
     remedies: approach 2 by its less biased readings; isoflop_bias: the bias of each, by law.
+    conventions: the judged target under each way of counting N and C, None where there is one alone.
+    advice: runs that would help most, where the verdict is not "supported".
     metadata: how to do it again (command, versions, corpus fingerprint, config, ...), in order.
     """
 
@@ -454,4 +518,6 @@ class Analysis:
     entropy: EntropyCheck | None = None
     remedies: tuple[Allocation, ...] = ()
     isoflop_bias: tuple[IsoflopBias, ...] = ()
+    conventions: ByConvention | None = None
+    advice: tuple[HelpfulRun, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
