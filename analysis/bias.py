@@ -9,13 +9,14 @@ middle is not the minimum, a parabola has its vertex elsewhere, with no noise at
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from analysis.allocate import optimal_log_params
 from analysis.cost import CostRule
 from analysis.ensemble import Member
-from analysis.isoflop import READINGS, Reading, Window, by_parabola
+from analysis.isoflop import READINGS, Reading, Window, by_parabola, windows_of
 from analysis.values import Isoflop, IsoflopBias, ReadingBias, Runs, Skipped
 
 NARROW = 0.1
@@ -31,22 +32,22 @@ def isoflop_bias(
 ) -> IsoflopBias | Skipped:
     """The bias of every reading of READINGS in a, b and in N_opt extrapolated to `flops`.
 
-    Only bracketed budgets enter a line, as in approach 2 itself. The truth's own exponents are those
+    Only bracketed budgets are compared, as they alone enter approach 2's line; the joint fit sees all. The truth's own exponents are those
     of a line through its optima at the same budgets, so that the bend of an optimum that follows no
     exact power law (attention's share of the cost) counts at `flops` only.
     """
     what = f"bias of approach 2 on the {member.law.name} surface"
-    good = [curve for curve in curves if curve.bracketed]
-    if len(good) < 2:
-        return Skipped(what, f"it needs 2 bracketed isoFLOP curves; {len(good)} of {len(curves)} are")
-    budgets = np.array([curve.flops for curve in good])
+    bracketed = np.array([curve.bracketed for curve in curves], dtype=bool)
+    if bracketed.sum() < 2:
+        return Skipped(what, f"it needs 2 bracketed isoFLOP curves; {bracketed.sum()} of {len(curves)} are")
+    budgets = np.array([curve.flops for curve in curves])
     optima = optimal_log_params(member, member.theta[None], rule, np.append(budgets, flops))[0]
     truth, at_target = optima[:-1], float(optima[-1])
-
     outside = [
         curve.group
-        for curve, optimum in zip(good, np.exp(truth), strict=True)
-        if not curve.params[0] ** 2 / curve.params[-1] < optimum < curve.params[-1] ** 2 / curve.params[0]
+        for curve, optimum in zip(curves, np.exp(truth), strict=True)
+        if curve.bracketed
+        and not curve.params[0] ** 2 / curve.params[-1] < optimum < curve.params[-1] ** 2 / curve.params[0]
     ]
     if outside:
         return Skipped(what, f"that surface's own optimum lies far from the sizes of budget {outside[0]}")
@@ -56,34 +57,26 @@ def isoflop_bias(
         return member.law.evaluate(member.theta[None], X)[0][0]
 
     def measured(grid: str, method: str, reading: Reading, windows: Sequence[Window]) -> ReadingBias:
-        return _compare(grid, method, reading(windows), truth, at_target, budgets, flops, rule)
+        read = np.where(bracketed, reading(windows), np.nan)
+        return _compare(grid, method, read, truth, at_target, budgets, flops, rule)
 
-    as_run = _as_run(runs, good, surface)
-    other = _without_causes(good, truth, rule, surface)
+    noiseless = replace(runs, loss=np.exp(surface(runs.params, runs.tokens)))
+    as_run = windows_of(noiseless, curves)
+    other = _without_causes(curves, truth, rule, surface)
     methods = tuple(measured("as run", name, reading, as_run) for name, reading in READINGS.items())
     if all(bias.log_params is None for bias in methods):
         return Skipped(what, "no reading finds a minimum on it in two of the budgets")
-    a, b = _exponents(truth, budgets, rule)
+    a, b = _exponents(truth[bracketed], budgets[bracketed], rule)
     return IsoflopBias(
         law=member.law.name,
         flops=flops,
         params=float(np.exp(at_target)),
         a=a,
         b=b,
-        groups=tuple(curve.group for curve in good),
+        groups=tuple(curve.group for curve in curves),
         methods=methods,
         grids=tuple(measured(grid, "parabola", by_parabola, windows) for grid, windows in other.items()),
     )
-
-
-def _as_run(runs: Runs, curves: Sequence[Isoflop], surface: Surface) -> list[Window]:
-    place = {run_id: i for i, run_id in enumerate(runs.run_id)}
-    windows = []
-    for curve in curves:
-        index = [place[run_id] for run_id in curve.run_ids]
-        log_loss = surface(runs.params[index], runs.tokens[index])
-        windows.append(Window(float(np.log(curve.flops)), np.log(runs.params[index]), log_loss))
-    return windows
 
 
 def _without_causes(
@@ -101,14 +94,15 @@ def _without_causes(
         x = np.log(curve.params)
         offsets = x - x.mean()
         log_flops = float(np.log(curve.flops))
+        costs = np.full(len(x), log_flops)
         for name, where in (
             ("equal cost", x),
             ("centred", optimum + offsets),
             ("narrow", optimum + NARROW * offsets),
         ):
-            windows[name].append(Window(log_flops, where, along(where)))
+            windows[name].append(Window(log_flops, costs, where, along(where)))
         even = (along(x) + along(2 * optimum - x)) / 2
-        windows["symmetric"].append(Window(log_flops, x, even))
+        windows["symmetric"].append(Window(log_flops, costs, x, even))
     return windows
 
 

@@ -33,15 +33,19 @@ DECLINE = (-0.5, 1.0)
 """Where the exponent by which curves flatten with C is sought: it is alpha·beta/(alpha + beta) of a
 separable surface, 0.15 for Hoffmann et al.'s. Assumption."""
 
+UNEQUAL = 1e-6
+"""Range of log C within budgets below which all runs of one cost the same: rounding of FLOPs in a table."""
+
 FARTHEST = 30.0
 """|log N_opt - window's centre| at most: a draw without a minimum is put here, on the falling side."""
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """One budget's curve: log C, and log N and log L of its runs, float64[run]."""
+    """One budget's curve: the mean log C, and log C, log N and log L of its runs, float64[run]."""
 
     log_flops: float
+    log_costs: np.ndarray
     log_params: np.ndarray
     log_loss: np.ndarray
 
@@ -87,11 +91,10 @@ def isoflops(runs: Runs, rule: CostRule) -> tuple[tuple[Isoflop, ...], np.ndarra
     return curves, draws, tuple(skipped)
 
 
-def windows_of(curves: Sequence[Isoflop]) -> tuple[Window, ...]:
-    """The runs behind each curve."""
-    return tuple(
-        Window(float(np.log(curve.flops)), np.log(curve.params), np.log(curve.loss)) for curve in curves
-    )
+def windows_of(runs: Runs, curves: Sequence[Isoflop]) -> tuple[Window, ...]:
+    """The runs behind each curve, in the curve's order."""
+    place = {run_id: i for i, run_id in enumerate(runs.run_id)}
+    return tuple(_window(runs, np.array([place[run_id] for run_id in curve.run_ids])) for curve in curves)
 
 
 def _groups(runs: Runs) -> list[tuple[str, np.ndarray]]:
@@ -109,8 +112,8 @@ def _groups(runs: Runs) -> list[tuple[str, np.ndarray]]:
 
 
 def _window(runs: Runs, index: np.ndarray) -> Window:
-    log_flops = float(np.mean(np.log(runs.flops[index])))
-    return Window(log_flops, np.log(runs.params[index]), np.log(runs.loss[index]))
+    log_costs = np.log(runs.flops[index])
+    return Window(float(log_costs.mean()), log_costs, np.log(runs.params[index]), np.log(runs.loss[index]))
 
 
 # --- a polynomial in log N for each budget ----------------------------------------------------------
@@ -218,13 +221,15 @@ def _isoflop(
 class Joint:
     """One asymmetric shape for all budgets, its minimum on a power law in C:
 
-        L = m_j + s·C^-decline · h(log N - log N_opt(C)),   log N_opt = level + slope·(log C - log_centre),
+        L = m_j + C^-decline · [s·h(log N - log N_opt(C)) + t·(log C - log C_j)],
+        log N_opt = level + slope·(log C - log_centre),
         h(w) = [right·(e^(-left·w) - 1) + left·(e^(right·w) - 1)] / [left·right·(left + right)/2] = w² + O(w³).
 
-    m_j is each budget's own least loss. Along a budget of 6·N·D a separable surface is exactly this,
-    with left = alpha, right = beta and decline = alpha·beta/(alpha + beta) (Hoffmann et al. 2022,
-    equation 4, put into equation 2), but slope and level are free of them. theta = (level, slope,
-    log left, log right, decline); `draws` [resample, 5] are one Gauss-Newton step to resampled residuals.
+    m_j is each budget's own least loss, and t takes up what runs cost more or less than their budget's
+    mean C_j. Along a budget of 6·N·D a separable surface is exactly this, with left = alpha, right =
+    beta and decline = alpha·beta/(alpha + beta) (Hoffmann et al. 2022, equation 4, put into equation 2),
+    but slope and level are free of them. theta = (level, slope, log left, log right, decline); `draws`
+    [resample, 5] are one Gauss-Newton step to resampled residuals.
     """
 
     theta: np.ndarray
@@ -238,10 +243,10 @@ class Joint:
 
 
 def fit_joint(windows: Sequence[Window]) -> Joint | Skipped:
-    """Least squares on relative residuals over all budgets, bracketed or not, the linear m_j and s by
+    """Least squares on relative residuals over all budgets, bracketed or not, the linear m_j, s and t by
     variable projection. Needs two budgets and two runs more than its unknowns."""
     count = sum(len(window.log_loss) for window in windows)
-    needed = len(windows) + 6 + 2
+    needed = len(windows) + 7 + 2
     if len(windows) < 2 or count < needed:
         return Skipped(
             "joint isoFLOP fit",
@@ -283,7 +288,8 @@ class _JointProblem:
         self.log_centre = float(self.log_flops.mean())
         sizes = [len(window.log_loss) for window in windows]
         self.x = np.concatenate([window.log_params for window in windows])
-        self.c = np.repeat(self.log_flops - self.log_centre, sizes)
+        self.c = np.concatenate([window.log_costs for window in windows]) - self.log_centre
+        self.dearer = self.c - np.repeat(self.log_flops - self.log_centre, sizes)
         self.inverse_loss = np.exp(-np.concatenate([window.log_loss for window in windows]))
         self.member = np.repeat(np.eye(len(windows)), sizes, axis=0) * self.inverse_loss[:, None]
         self.member /= np.linalg.norm(self.member, axis=0)
@@ -298,15 +304,19 @@ class _JointProblem:
         return float(minima.mean()), float(c @ minima / (c @ c)) if c.any() else 0.5
 
     def residuals(self, theta: np.ndarray) -> np.ndarray:
-        """(L - fit)/L [run], at the best m_j and s of this theta."""
+        """(L - fit)/L [run], at the best m_j, s and t of this theta."""
         level, slope, log_left, log_right, decline = theta
         left, right = np.exp(log_left), np.exp(log_right)
         w = np.clip(self.x - level - slope * self.c, -FARTHEST, FARTHEST)
         shape = (right * np.expm1(-left * w) + left * np.expm1(right * w)) / (
             left * right * (left + right) / 2
         )
-        curve = self._within(np.exp(-decline * self.c) * shape * self.inverse_loss)
-        ones = self._within(np.ones_like(w))
+        flattening = np.exp(-decline * self.c) * self.inverse_loss
+        curve, ones = self._within(flattening * shape), self._within(np.ones_like(w))
+        if np.ptp(self.dearer) > UNEQUAL:
+            cost = self._within(flattening * self.dearer)
+            cost /= np.linalg.norm(cost)
+            curve, ones = curve - cost * (cost @ curve), ones - cost * (cost @ ones)
         scale = max(float(curve @ ones), 0.0) / max(float(curve @ curve), 1e-300)
         return ones - scale * curve
 
@@ -337,27 +347,26 @@ def by_isoflops(curves: Sequence[Isoflop], draws: np.ndarray, rule: CostRule) ->
 
 
 def remedies(
-    curves: Sequence[Isoflop], rule: CostRule
+    runs: Runs, curves: Sequence[Isoflop], rule: CostRule
 ) -> tuple[tuple[Allocation, ...], tuple[Skipped, ...]]:
     """Approach 2 again with a cubic for each budget, and with one shape for all; those that can't be."""
-    found = (_by_cubics(curves, rule), _by_shape(curves, rule))
+    windows = windows_of(runs, curves)
+    found = (_by_cubics(curves, windows, rule), _by_shape(windows, rule))
     return (
         tuple(item for item in found if isinstance(item, Allocation)),
         tuple(item for item in found if isinstance(item, Skipped)),
     )
 
 
-def _by_cubics(curves: Sequence[Isoflop], rule: CostRule) -> Allocation | Skipped:
+def _by_cubics(curves: Sequence[Isoflop], windows: Sequence[Window], rule: CostRule) -> Allocation | Skipped:
     windows = [
         window
-        for curve, window in zip(curves, windows_of(curves), strict=True)
+        for curve, window in zip(curves, windows, strict=True)
         if curve.bracketed and len(np.unique(curve.params)) > FEWEST_SIZES
     ]
     minima = by_cubic(windows)
     inside = [
-        i
-        for i, window in enumerate(windows)
-        if window.log_params.min() < minima[i] < window.log_params.max()
+        i for i, window in enumerate(windows) if window.log_params.min() < minima[i] < window.log_params.max()
     ]
     if len(inside) < 2:
         return Skipped(
@@ -371,15 +380,14 @@ def _by_cubics(curves: Sequence[Isoflop], rule: CostRule) -> Allocation | Skippe
     return line_allocation(2, flops, log_n, log_d, len(inside), "", method="cubic")
 
 
-def _by_shape(curves: Sequence[Isoflop], rule: CostRule) -> Allocation | Skipped:
-    windows = windows_of(curves)
+def _by_shape(windows: Sequence[Window], rule: CostRule) -> Allocation | Skipped:
     fitted = fit_joint(windows)
     if isinstance(fitted, Skipped):
         return fitted
-    flops = np.array([curve.flops for curve in curves])
-    log_n = fitted.log_params(np.log(flops))
-    log_d = np.log(flops) - rule.log(log_n)[0]
-    return line_allocation(2, flops, log_n, log_d, len(curves), "", method="joint")
+    log_flops = np.array([window.log_flops for window in windows])
+    log_n = fitted.log_params(log_flops)
+    log_d = log_flops - rule.log(log_n)[0]
+    return line_allocation(2, np.exp(log_flops), log_n, log_d, len(windows), "", method="joint")
 
 
 def line_allocation(

@@ -107,7 +107,7 @@ def model(runs: Runs, *, resamples: int = RESAMPLES) -> Model:
     calibration, backtests = calibrate(roll(runs))
     cost = cost_rule(runs)
     curves, draws, no_curves = isoflops(runs, cost)
-    better, no_better = remedies(curves, cost)
+    better, no_better = remedies(runs, curves, cost)
     compute = _along_optimum(runs, curves)
     found = (
         by_envelope(runs),

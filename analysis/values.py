@@ -248,7 +248,8 @@ class ReadingBias:
 
     method: "parabola", "cubic" or "joint". grid: what it was read on (see `IsoflopBias`).
     a, b: read less true exponent. log_params: log(N_opt read / true), extrapolated to
-    `IsoflopBias.flops`; minima: the same at each budget. None where there was no minimum to read.
+    `IsoflopBias.flops`; minima: the same at each budget. None where there was no minimum to read,
+    or for a budget whose runs do not bracket theirs.
     """
 
     method: str
