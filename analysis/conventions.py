@@ -82,21 +82,20 @@ def map_params(own: np.ndarray, other: np.ndarray, params: float) -> tuple[float
     """N in another convention, and how it was found.
 
     Between the sizes run (`own` and `other` [run], the two counts of each), log N_other is interpolated
-    linearly against log N. Beyond them the share by which they differ goes on as a power of N, as for
-    embeddings, which grow more slowly than N (Pearce & Song 2024, section 3: N_total = N + w·N^(1/3)).
+    linearly against log N. Beyond them the share by which the larger exceeds the smaller goes on as a power
+    of N, as for embeddings, which grow more slowly than N (Pearce & Song 2024: N_total = N + w·N^(1/3)).
     """
     sizes, first = np.unique(own, return_index=True)
     x, ratio = np.log(sizes), np.log(other[first] / sizes)
     at = float(np.log(params))
     if x[0] <= at <= x[-1] or len(x) == 1:
         return float(params * np.exp(np.interp(at, x, ratio))), "interpolated over the runs"
-    share = np.expm1(ratio)
-    end = 0 if at < x[0] else -1
-    slope = 0.0
-    if (share > 0).all() or (share < 0).all():
-        slope = min(float(np.polyfit(x, np.log(np.abs(share)), 1)[0]), 0.0)
-    beyond = share[end] * np.exp(slope * (at - x[end]))
-    return float(params * max(1 + beyond, np.exp(ratio.min()))), "extrapolated beyond the runs"
+    share = np.expm1(np.abs(ratio))
+    end, slope = 0 if at < x[0] else -1, 0.0
+    if (ratio > 0).all() or (ratio < 0).all():
+        slope = min(float(np.polyfit(x, np.log(share), 1)[0]), 0.0)
+    beyond = np.sign(ratio[end]) * np.log1p(share[end] * np.exp(slope * (at - x[end])))
+    return float(params * np.exp(beyond)), "extrapolated beyond the runs"
 
 
 def _counted_by(runs: Runs, name: str, column: np.ndarray) -> Runs:

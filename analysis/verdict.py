@@ -71,8 +71,7 @@ FLIPS = 999
 """Random sign patterns of the wild bootstrap: p-values to 0.001."""
 
 OUTLYING = 3.0
-"""Residuals are clipped at this many robust standard deviations (1.4826 median absolute deviations), so
-that one wild run is no trend."""
+"""Residuals are clipped at this many robust standard deviations, so that one wild run is no trend."""
 
 FEWEST_DEAREST, DEAREST_SHARE = 3, 0.1
 """Runs whose mean residual speaks for the dear end, where the dearest budget has fewer. Assumption."""
@@ -282,24 +281,23 @@ def _dear_end(e: Evidence) -> Iterator[Finding]:
     if len(dearest) < FEWEST_DEAREST:
         count = max(FEWEST_DEAREST, int(DEAREST_SHARE * len(e.runs)))
         dearest = np.argsort(e.runs.flops, kind="stable")[-count:]
+    clusters = np.array(e.runs.cluster)[dearest]
     for name in _predicting(e):
         fit = e.fits[name]
-        residuals = _clipped(fit.log_residuals)
-        freedom = max(len(residuals) - len(fit.parameters), 1)
-        clusters = np.array(e.runs.cluster)[dearest]
-        means = [residuals[dearest[clusters == cluster]].mean() for cluster in np.unique(clusters)]
-        if len(means) < 2:
+        freedom = max(len(e.runs) - len(fit.parameters), 1)
+        means = [fit.log_residuals[dearest[clusters == cluster]].mean() for cluster in np.unique(clusters)]
+        if len(means) < FEWEST_DEAREST:
             continue
-        mean = float(np.mean(means))
-        error = float(np.sqrt(residuals @ residuals / freedom / len(means)))
-        beyond = stats.t.ppf(1 - CHANCE / 2, freedom) * error
-        if abs(mean) > max(beyond, MATTERS * e.half_width):
-            side = "above" if mean > 0 else "below"
+        middle = float(np.median(means))
+        noise = _robust_sd(fit.log_residuals) * np.sqrt(len(e.runs) / freedom)
+        error = float(np.sqrt(np.pi / 2 / len(means)) * noise)  # of a median of normals
+        if abs(middle) > max(stats.t.ppf(1 - CHANCE / 2, freedom) * error, MATTERS * e.half_width):
+            side = "above" if middle > 0 else "below"
             yield (
                 Verdict.WEAK,
                 (
-                    f"the dearest {len(dearest)} runs lie {100 * abs(mean):.2g}% {side} the {name} law "
-                    f"(standard error {100 * error:.2g}%)"
+                    f"the dearest {len(dearest)} runs lie {100 * abs(middle):.2g}% {side} the {name} law in "
+                    f"the median (standard error {100 * error:.2g}%)"
                 ),
             )
 
@@ -314,9 +312,13 @@ def _predicting(e: Evidence) -> list[str]:
 
 
 def _clipped(residuals: np.ndarray) -> np.ndarray:
-    middle = np.median(residuals)
-    scale = OUTLYING * 1.4826 * np.median(np.abs(residuals - middle))
+    middle, scale = np.median(residuals), OUTLYING * _robust_sd(residuals)
     return np.clip(residuals, middle - scale, middle + scale) if scale > 0 else residuals
+
+
+def _robust_sd(residuals: np.ndarray) -> float:
+    """1.4826 median absolute deviations: a normal's standard deviation."""
+    return 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
 
 
 def _conventions(e: Evidence) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from analysis_helpers import sweep
 
 from analysis.bias import isoflop_bias
 from analysis.cost import CostRule, cost_rule
@@ -24,7 +25,6 @@ from analysis.laws import COUPLED, SEPARABLE
 from analysis.predict import model
 from analysis.table import as_runs
 from analysis.values import IsoflopBias, Skipped
-from analysis_helpers import sweep
 
 PAPER_BUDGETS = np.geomspace(1e17, 1e21, 5)
 PAPER_TARGET = 1e24
