@@ -16,8 +16,9 @@ import numpy as np
 from analysis.allocate import optimal_log_params
 from analysis.cost import CostRule
 from analysis.ensemble import Member
-from analysis.isoflop import READINGS, Reading, Window, by_parabola, windows_of
+from analysis.isoflop import READINGS
 from analysis.values import Isoflop, IsoflopBias, ReadingBias, Runs, Skipped
+from analysis.windows import Reading, Window, by_parabola, windows_of
 
 NARROW = 0.1
 """Width of the narrow windows, as a share of the run ones: the bias of a centred window goes with the

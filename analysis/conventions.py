@@ -93,7 +93,8 @@ def map_params(own: np.ndarray, other: np.ndarray, params: float) -> tuple[float
     share = np.expm1(np.abs(ratio))
     end, slope = 0 if at < x[0] else -1, 0.0
     if (ratio > 0).all() or (ratio < 0).all():
-        slope = min(float(np.polyfit(x, np.log(share), 1)[0]), 0.0)
+        near = slice(None, len(x) // 2 + 1) if end == 0 else slice(len(x) // 2 - 1, None)
+        slope = min(float(np.polyfit(x[near], np.log(share[near]), 1)[0]), 0.0)
     beyond = np.sign(ratio[end]) * np.log1p(share[end] * np.exp(slope * (at - x[end])))
     return float(params * np.exp(beyond)), "extrapolated beyond the runs"
 

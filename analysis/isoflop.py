@@ -8,50 +8,34 @@ each budget, and one shape shared by all budgets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from analysis.cost import CostRule
-from analysis.resample import RESAMPLES, SEED, estimate
-from analysis.rollout import SAME_BUDGET
+from analysis.joint import by_joint, fit_joint
+from analysis.resample import estimate
 from analysis.values import Allocation, Estimate, Isoflop, Runs, Skipped
+from analysis.windows import (
+    FEWEST_SIZES,
+    Reading,
+    Window,
+    by_cubic,
+    by_parabola,
+    design_of,
+    groups,
+    minimum_draws,
+    window_of,
+    windows_of,
+)
 
 SAME_LABEL = 1.5
 """Largest ratio of FLOPs within a labelled budget. The label says that they were meant to be equal;
 they differ where it follows another convention than the column. Assumption."""
 
-FEWEST_SIZES = 4
-"""Distinct sizes of an isoFLOP curve: one more than a parabola's three coefficients."""
-
-STEEPNESS = (0.01, 3.0)
-"""Where the two exponents of the shared shape are sought, as `laws.EXPONENT_RANGE`."""
-
-DECLINE = (-0.5, 1.0)
-"""Where the exponent by which curves flatten with C is sought: it is alpha·beta/(alpha + beta) of a
-separable surface, 0.15 for Hoffmann et al.'s. Assumption."""
-
-UNEQUAL = 1e-6
-"""Range of log C within budgets below which all runs of one cost the same: rounding of FLOPs in a table."""
-
-FARTHEST = 30.0
-"""|log N_opt - window's centre| at most: a draw without a minimum is put here, on the falling side."""
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """One budget's curve: the mean log C, and log C, log N and log L of its runs, float64[run]."""
-
-    log_flops: float
-    log_costs: np.ndarray
-    log_params: np.ndarray
-    log_loss: np.ndarray
-
-
-Reading = Callable[[Sequence[Window]], np.ndarray]
-"""Windows -> log N_opt, float64[window], NaN where there is no minimum to read."""
+READINGS: Mapping[str, Reading] = {"parabola": by_parabola, "cubic": by_cubic, "joint": by_joint}
+"""The ways to read the minima, by their names in `Allocation.method`."""
 
 
 def isoflops(runs: Runs, rule: CostRule) -> tuple[tuple[Isoflop, ...], np.ndarray, tuple[Skipped, ...]]:
@@ -65,7 +49,7 @@ def isoflops(runs: Runs, rule: CostRule) -> tuple[tuple[Isoflop, ...], np.ndarra
         curve is not bracketed); and the groups that are no isoFLOP curve, with reasons.
     """
     found, skipped = [], []
-    for name, index in _groups(runs):
+    for name, index in groups(runs):
         sizes = len(np.unique(runs.params[index]))
         spread = runs.flops[index].max() / runs.flops[index].min()
         if spread > SAME_LABEL:
@@ -79,8 +63,8 @@ def isoflops(runs: Runs, rule: CostRule) -> tuple[tuple[Isoflop, ...], np.ndarra
         else:
             found.append((name, index))
     found.sort(key=lambda curve: runs.flops[curve[1]].mean())
-    windows = [_window(runs, index) for _, index in found]
-    draws = _minimum_draws(windows, degree=2)
+    windows = [window_of(runs, index) for _, index in found]
+    draws = minimum_draws(windows, degree=2)
     curves = tuple(
         _isoflop(runs, rule, name, index, window, draws[:, i])
         for i, ((name, index), window) in enumerate(zip(found, windows, strict=True))
@@ -91,97 +75,10 @@ def isoflops(runs: Runs, rule: CostRule) -> tuple[tuple[Isoflop, ...], np.ndarra
     return curves, draws, tuple(skipped)
 
 
-def windows_of(runs: Runs, curves: Sequence[Isoflop]) -> tuple[Window, ...]:
-    """The runs behind each curve, in the curve's order."""
-    place = {run_id: i for i, run_id in enumerate(runs.run_id)}
-    return tuple(_window(runs, np.array([place[run_id] for run_id in curve.run_ids])) for curve in curves)
-
-
-def _groups(runs: Runs) -> list[tuple[str, np.ndarray]]:
-    labels = np.array(runs.group)
-    if (labels != "").any():
-        return [(str(name), np.flatnonzero(labels == name)) for name in dict.fromkeys(runs.group) if name]
-    order = np.argsort(runs.flops, kind="stable")
-    windows: list[list[int]] = []
-    for i in order:
-        if not windows or runs.flops[i] > SAME_BUDGET * runs.flops[windows[-1][0]]:
-            windows.append([])
-        windows[-1].append(int(i))
-    sets = [(f"{runs.flops[window].mean():.2e}", np.array(window)) for window in windows]
-    return [(name, index) for name, index in sets if len(np.unique(runs.params[index])) >= FEWEST_SIZES]
-
-
-def _window(runs: Runs, index: np.ndarray) -> Window:
-    log_costs = np.log(runs.flops[index])
-    return Window(float(log_costs.mean()), log_costs, np.log(runs.params[index]), np.log(runs.loss[index]))
-
-
-# --- a polynomial in log N for each budget ----------------------------------------------------------
-
-
-def by_parabola(windows: Sequence[Window]) -> np.ndarray:
-    """The vertex of a parabola in each window; see `Reading`."""
-    return np.array([_polynomial_minimum(window, degree=2) for window in windows])
-
-
-def by_cubic(windows: Sequence[Window]) -> np.ndarray:
-    """The local minimum of a cubic in each window: its third coefficient takes up the asymmetry that
-    moves a parabola's vertex, at the price of more noise. See `Reading`."""
-    return np.array([_polynomial_minimum(window, degree=3) for window in windows])
-
-
-def _polynomial_minimum(window: Window, degree: int) -> float:
-    if len(np.unique(window.log_params)) < degree + 2:
-        return float("nan")
-    design, centre = _design(window, degree)
-    coefficients = np.linalg.lstsq(design, window.log_loss, rcond=None)[0]
-    return centre + float(_lowest(coefficients[None])[0])
-
-
-def _design(window: Window, degree: int) -> tuple[np.ndarray, float]:
-    """Powers of log N - centre, [run, degree + 1], and the centre, the window's mean log N."""
-    centre = float(window.log_params.mean())
-    return np.vander(window.log_params - centre, degree + 1, increasing=True), centre
-
-
-def _lowest(coefficients: np.ndarray) -> np.ndarray:
-    """Where c0 + c1·x + c2·x² (+ c3·x³) has its local minimum, [draw] from [draw, 3 or 4]; NaN for none."""
-    c1, c2 = coefficients[:, 1], coefficients[:, 2]
-    c3 = coefficients[:, 3] if coefficients.shape[1] > 3 else np.zeros_like(c1)
-    discriminant = c2 * c2 - 3 * c1 * c3
-    # The root of the derivative where the second derivative is positive, without cancellation.
-    denominator = c2 + np.sqrt(np.maximum(discriminant, 0.0))
-    there = (discriminant > 0) & (denominator > 0)
-    return np.where(there, -c1 / np.where(there, denominator, 1.0), np.nan)
-
-
-def _minimum_draws(windows: Sequence[Window], degree: int) -> np.ndarray:
-    """log N_opt by refitting each polynomial to pooled residuals; float64[resample, window]."""
-    if not windows:
-        return np.empty((RESAMPLES, 0))
-    generator = np.random.default_rng(SEED)
-    fitted, pool = [], []
-    for window in windows:
-        design, centre = _design(window, degree)
-        coefficients = np.linalg.lstsq(design, window.log_loss, rcond=None)[0]
-        freedom = max(len(design) - degree - 1, 1)
-        pool.append((window.log_loss - design @ coefficients) * np.sqrt(len(design) / freedom))
-        fitted.append((design, centre, coefficients))
-    residuals, columns = np.concatenate(pool), []
-    for design, centre, coefficients in fitted:
-        noise = generator.choice(residuals, size=(RESAMPLES, len(design)))
-        drawn = coefficients + noise @ np.linalg.pinv(design).T
-        # A draw without a minimum says that N_opt is unbounded on the side that falls.
-        vertex = _lowest(drawn)
-        vertex = np.where(np.isnan(vertex), np.where(drawn[:, 1] > 0, -FARTHEST, FARTHEST), vertex)
-        columns.append(centre + np.clip(vertex, -FARTHEST, FARTHEST))
-    return np.column_stack(columns)
-
-
 def _isoflop(
     runs: Runs, rule: CostRule, name: str, index: np.ndarray, window: Window, draws: np.ndarray
 ) -> Isoflop:
-    design, centre = _design(window, degree=2)
+    design, centre = design_of(window, degree=2)
     c0, c1, c2 = (float(c) for c in np.linalg.lstsq(design, window.log_loss, rcond=None)[0])
     order = index[np.argsort(runs.params[index], kind="stable")]
     sizes = runs.params[order]
@@ -214,120 +111,7 @@ def _isoflop(
     )
 
 
-# --- one shape for all budgets ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Joint:
-    """One asymmetric shape for all budgets, its minimum on a power law in C:
-
-        L = m_j + C^-decline · [s·h(log N - log N_opt(C)) + t·(log C - log C_j)],
-        log N_opt = level + slope·(log C - log_centre),
-        h(w) = [right·(e^(-left·w) - 1) + left·(e^(right·w) - 1)] / [left·right·(left + right)/2] = w² + O(w³).
-
-    m_j is each budget's own least loss, and t takes up what runs cost more or less than their budget's
-    mean C_j. Along a budget of 6·N·D a separable surface is exactly this, with left = alpha, right =
-    beta and decline = alpha·beta/(alpha + beta) (Hoffmann et al. 2022, equation 4, put into equation 2),
-    but slope and level are free of them. theta = (level, slope, log left, log right, decline); `draws`
-    [resample, 5] are one Gauss-Newton step to resampled residuals.
-    """
-
-    theta: np.ndarray
-    draws: np.ndarray
-    log_centre: float
-
-    def log_params(self, log_flops: np.ndarray) -> np.ndarray:
-        """log N_opt: row 0 the estimate, the others draws; float64[1 + resample, budget]."""
-        every = np.vstack([self.theta, self.draws])
-        return every[:, :1] + every[:, 1:2] * (np.asarray(log_flops) - self.log_centre)
-
-
-def fit_joint(windows: Sequence[Window]) -> Joint | Skipped:
-    """Least squares on relative residuals over all budgets, bracketed or not, the linear m_j, s and t by
-    variable projection. Needs two budgets and two runs more than its unknowns."""
-    count = sum(len(window.log_loss) for window in windows)
-    needed = len(windows) + 7 + 2
-    if len(windows) < 2 or count < needed:
-        return Skipped(
-            "joint isoFLOP fit",
-            f"{len(windows)} curves with {count} runs; it needs 2 curves and, for so many, {needed} runs",
-        )
-    problem = _JointProblem(windows)
-    solutions = [
-        least_squares(
-            problem.residuals,
-            [*problem.line(), np.log(left), np.log(right), 0.15],
-            bounds=tuple(np.transpose([(-np.inf, np.inf)] * 2 + [tuple(np.log(STEEPNESS))] * 2 + [DECLINE])),
-            x_scale="jac",
-            xtol=1e-12,
-            ftol=1e-12,
-            gtol=1e-12,
-            max_nfev=300,
-        )
-        for left, right in ((0.35, 0.35), (0.8, 0.2), (0.2, 0.8))  # assumption: both skews and none
-    ]
-    best = min(solutions, key=lambda solution: solution.cost)
-    freedom = max(count - needed + 2, 1)
-    noise = np.random.default_rng(SEED).choice(best.fun * np.sqrt(count / freedom), size=(RESAMPLES, count))
-    draws = best.x - noise @ np.linalg.pinv(best.jac).T
-    return Joint(best.x, draws, problem.log_centre)
-
-
-def by_joint(windows: Sequence[Window]) -> np.ndarray:
-    """The optimum of the joint fit at each window's budget; see `Reading`."""
-    fitted = fit_joint(windows)
-    if isinstance(fitted, Skipped):
-        return np.full(len(windows), np.nan)
-    return fitted.log_params(np.array([window.log_flops for window in windows]))[0]
-
-
-class _JointProblem:
-    def __init__(self, windows: Sequence[Window]):
-        self.windows = windows
-        self.log_flops = np.array([window.log_flops for window in windows])
-        self.log_centre = float(self.log_flops.mean())
-        sizes = [len(window.log_loss) for window in windows]
-        self.x = np.concatenate([window.log_params for window in windows])
-        self.c = np.concatenate([window.log_costs for window in windows]) - self.log_centre
-        self.dearer = self.c - np.repeat(self.log_flops - self.log_centre, sizes)
-        self.inverse_loss = np.exp(-np.concatenate([window.log_loss for window in windows]))
-        self.member = np.repeat(np.eye(len(windows)), sizes, axis=0) * self.inverse_loss[:, None]
-        self.member /= np.linalg.norm(self.member, axis=0)
-
-    def line(self) -> tuple[float, float]:
-        """level and slope to begin with: through the parabolas' minima, held within their windows."""
-        minima = by_parabola(self.windows)
-        centres = np.array([window.log_params.mean() for window in self.windows])
-        reach = np.array([np.ptp(window.log_params) for window in self.windows])
-        minima = np.where(np.isnan(minima), centres, np.clip(minima, centres - reach, centres + reach))
-        c = self.log_flops - self.log_centre
-        return float(minima.mean()), float(c @ minima / (c @ c)) if c.any() else 0.5
-
-    def residuals(self, theta: np.ndarray) -> np.ndarray:
-        """(L - fit)/L [run], at the best m_j, s and t of this theta."""
-        level, slope, log_left, log_right, decline = theta
-        left, right = np.exp(log_left), np.exp(log_right)
-        w = np.clip(self.x - level - slope * self.c, -FARTHEST, FARTHEST)
-        shape = (right * np.expm1(-left * w) + left * np.expm1(right * w)) / (
-            left * right * (left + right) / 2
-        )
-        flattening = np.exp(-decline * self.c) * self.inverse_loss
-        curve, ones = self._within(flattening * shape), self._within(np.ones_like(w))
-        if np.ptp(self.dearer) > UNEQUAL:
-            cost = self._within(flattening * self.dearer)
-            cost /= np.linalg.norm(cost)
-            curve, ones = curve - cost * (cost @ curve), ones - cost * (cost @ ones)
-        scale = max(float(curve @ ones), 0.0) / max(float(curve @ curve), 1e-300)
-        return ones - scale * curve
-
-    def _within(self, column: np.ndarray) -> np.ndarray:
-        """`column` [run] less what the budgets' own least losses can take up."""
-        return column - self.member @ (self.member.T @ column)
-
-
 # --- the power law through the minima -----------------------------------------------------------------
-
-READINGS: Mapping[str, Reading] = {"parabola": by_parabola, "cubic": by_cubic, "joint": by_joint}
 
 
 def by_isoflops(curves: Sequence[Isoflop], draws: np.ndarray, rule: CostRule) -> Allocation | Skipped:
@@ -375,7 +159,7 @@ def _by_cubics(curves: Sequence[Isoflop], windows: Sequence[Window], rule: CostR
         )
     windows, minima = [windows[i] for i in inside], minima[inside]
     flops = np.exp([window.log_flops for window in windows])
-    log_n = np.vstack([minima, _minimum_draws(windows, degree=3)])
+    log_n = np.vstack([minima, minimum_draws(windows, degree=3)])
     log_d = np.log(flops) - rule.log(log_n)[0]
     return line_allocation(2, flops, log_n, log_d, len(inside), "", method="cubic")
 

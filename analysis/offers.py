@@ -53,7 +53,9 @@ def _decayed(row: Row) -> float:
     if said in YES or said in NO:
         return float(said in YES)
     step = _positive(row.get("step"))
-    total = next((total for name in TOTAL_STEPS if math.isfinite(total := _positive(row.get(name)))), math.nan)
+    total = next(
+        (total for name in TOTAL_STEPS if math.isfinite(total := _positive(row.get(name)))), math.nan
+    )
     if math.isfinite(step) and math.isfinite(total):
         return float(step >= total)
     return 0.0 if (row.get("schedule") or "").strip().lower() in NEVER_DECAYS else math.nan

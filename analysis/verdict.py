@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.design import HOFFMANN, helpful_runs, in_words
-from analysis.resample import SEED
+from analysis.patterns import clipped, robust_sd, trend
 from analysis.rollout import SAME_BUDGET, budgets
 from analysis.values import (
     BacktestRow,
@@ -60,18 +60,12 @@ CREDIBLE = 1.5
 against it. Assumption."""
 
 CHANCE = 0.01
-"""Probability of a pattern in the residuals of a right law from which it is told. Assumption: the two
-tests of it together warn wrongly in at most one sweep of thirty."""
+"""Probability of a pattern in the residuals of a right law from which it is told. Assumption: the
+three tests of it together warn wrongly in at most one sweep of thirty."""
 
 MATTERS = 0.5
 """Share of the interval's half-width below which a pattern in the residuals is inside what the interval
 says anyhow. Assumption."""
-
-FLIPS = 999
-"""Random sign patterns of the wild bootstrap: p-values to 0.001."""
-
-OUTLYING = 3.0
-"""Residuals are clipped at this many robust standard deviations, so that one wild run is no trend."""
 
 FEWEST_DEAREST, DEAREST_SHARE = 3, 0.1
 """Runs whose mean residual speaks for the dear end, where the dearest budget has fewer. Assumption."""
@@ -231,11 +225,11 @@ def _patterns(e: Evidence) -> Iterator[Finding]:
     """A predicting law's residuals still bend along C or along D/N: it cannot have the right form there."""
     runs = e.runs
     for name in _predicting(e):
-        residuals = _clipped(e.fits[name].log_residuals)
+        residuals = clipped(e.fits[name].log_residuals)
         base = np.column_stack([np.ones(len(runs)), e.slopes.get(name, np.empty((len(runs), 0)))])
         for what, values in (("compute", runs.flops), ("tokens a parameter", runs.tokens / runs.params)):
             x = np.log(values) - np.log(values).mean()
-            chance, size = _trend(residuals, base, np.column_stack([x, x * x]), runs.cluster)
+            chance, size = trend(residuals, base, np.column_stack([x, x * x]), runs.cluster)
             if chance <= CHANCE and size > MATTERS * e.half_width:
                 yield (
                     Verdict.WEAK,
@@ -244,35 +238,6 @@ def _patterns(e: Evidence) -> Iterator[Finding]:
                         f"loss (root mean square; chance {chance:.1g})"
                     ),
                 )
-
-
-def _trend(
-    residuals: np.ndarray, base: np.ndarray, columns: np.ndarray, clusters: Sequence[str]
-) -> tuple[float, float]:
-    """How probable as much of a trend along `columns` [run, k] is by chance, and its root mean square.
-
-    The share of the residuals' variance that `columns` explain beyond `base`, against its distribution
-    over random signs of each cluster's residuals (the wild cluster bootstrap with the null imposed,
-    Cameron, Gelbach & Miller 2008, Review of Economics and Statistics 90(3)). Few clusters leave few
-    patterns, and so no small probability.
-    """
-    beneath = _orthonormal(base)
-    beyond = _orthonormal(columns - beneath @ (beneath.T @ columns))
-    cluster = np.unique(clusters, return_inverse=True)[1].ravel()
-    signs = np.random.default_rng(SEED).choice([-1.0, 1.0], size=(FLIPS, cluster.max() + 1))
-    drawn = np.vstack([residuals, signs[:, cluster] * residuals])
-    explained = ((drawn @ beyond) ** 2).sum(axis=1)
-    total = (drawn**2).sum(axis=1) - ((drawn @ beneath) ** 2).sum(axis=1)
-    share = explained / np.maximum(total, 1e-300)
-    chance = float(np.mean(share[1:] >= share[0] * (1 - 1e-9)))
-    return max(chance, 1 / (FLIPS + 1)), float(np.sqrt(explained[0] / len(residuals)))
-
-
-def _orthonormal(columns: np.ndarray) -> np.ndarray:
-    """A basis of what `columns` [run, k] span, dropping directions that they hardly have."""
-    scaled = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
-    left, singular, _ = np.linalg.svd(scaled, full_matrices=False)
-    return left[:, singular > 1e-6]
 
 
 def _dear_end(e: Evidence) -> Iterator[Finding]:
@@ -289,7 +254,7 @@ def _dear_end(e: Evidence) -> Iterator[Finding]:
         if len(means) < FEWEST_DEAREST:
             continue
         middle = float(np.median(means))
-        noise = _robust_sd(fit.log_residuals) * np.sqrt(len(e.runs) / freedom)
+        noise = robust_sd(fit.log_residuals) * np.sqrt(len(e.runs) / freedom)
         error = float(np.sqrt(np.pi / 2 / len(means)) * noise)  # of a median of normals
         if abs(middle) > max(stats.t.ppf(1 - CHANCE / 2, freedom) * error, MATTERS * e.half_width):
             side = "above" if middle > 0 else "below"
@@ -309,16 +274,6 @@ def _predicting(e: Evidence) -> list[str]:
         for name, weight in e.weights.items()
         if weight >= COUNTS and name in e.fits and e.fits[name].run_ids == e.runs.run_id
     ]
-
-
-def _clipped(residuals: np.ndarray) -> np.ndarray:
-    middle, scale = np.median(residuals), OUTLYING * _robust_sd(residuals)
-    return np.clip(residuals, middle - scale, middle + scale) if scale > 0 else residuals
-
-
-def _robust_sd(residuals: np.ndarray) -> float:
-    """1.4826 median absolute deviations: a normal's standard deviation."""
-    return 1.4826 * float(np.median(np.abs(residuals - np.median(residuals))))
 
 
 def _conventions(e: Evidence) -> Iterator[Finding]:

@@ -11,20 +11,13 @@ from analysis_helpers import sweep
 
 from analysis.bias import isoflop_bias
 from analysis.cost import CostRule, cost_rule
-from analysis.isoflop import (
-    Window,
-    by_cubic,
-    by_joint,
-    by_parabola,
-    fit_joint,
-    isoflops,
-    remedies,
-    windows_of,
-)
+from analysis.isoflop import isoflops, remedies
+from analysis.joint import by_joint, fit_joint
 from analysis.laws import COUPLED, SEPARABLE
 from analysis.predict import model
 from analysis.table import as_runs
 from analysis.values import IsoflopBias, Skipped
+from analysis.windows import Window, by_cubic, by_parabola, windows_of
 
 PAPER_BUDGETS = np.geomspace(1e17, 1e21, 5)
 PAPER_TARGET = 1e24
@@ -150,7 +143,7 @@ def test_causes_sum_to_the_bias_and_name_the_one_there_is():
 
 
 def test_the_joint_fit_is_exact_on_a_separable_surface_wherever_its_windows_lie():
-    """Along 6·N·D a separable surface is the joint fit's own shape (see isoflop.Joint)."""
+    """Along 6·N·D a separable surface is the joint fit's own shape (see joint.Joint)."""
     drift = np.geomspace(0.4, 3, 5)
     found = bias_of(ASYMMETRIC, grid(ASYMMETRIC, 4, offset=drift))
     by_method = {bias.method: bias for bias in found.methods}

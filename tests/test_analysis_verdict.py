@@ -10,10 +10,11 @@ from analysis_helpers import BUDGETS, sweep, target, true_loss
 
 from analysis.fit import fit_law
 from analysis.laws import SEPARABLE, SHRUNK, Law
+from analysis.patterns import trend
 from analysis.predict import model, predict
 from analysis.table import as_runs
 from analysis.values import ByConvention, Convention, Runs, Status, Target, Verdict
-from analysis.verdict import CHECKS, Evidence, _trend, judge
+from analysis.verdict import CHECKS, Evidence, judge
 
 NOISE = 0.004
 
@@ -67,7 +68,7 @@ def test_a_law_of_the_wrong_form_leaves_a_pattern_which_a_wide_interval_holds():
     assert not found(evidence(strongly_coupled, SHRUNK, half_width=0.005), "_patterns")
 
 
-def test_one_wild_run_is_no_trend():
+def test_one_wild_run_is_notrend():
     runs = sweep(NOISE, sizes=8)
     wild = runs.loss.copy()
     wild[-1] *= 3
@@ -80,13 +81,13 @@ def test_the_trend_test_sees_a_trend_and_not_the_luck_of_a_few_clusters():
     base, columns = np.ones((200, 1)), np.column_stack([x, x * x])
     own = tuple(f"run {i}" for i in range(200))
     noise = 0.01 * generator.standard_normal(200)
-    chance, size = _trend(noise + 0.01 * x, base, columns, own)
+    chance, size = trend(noise + 0.01 * x, base, columns, own)
     assert chance == pytest.approx(1 / 1000) and size == pytest.approx(0.01 / np.sqrt(3), rel=0.2)
     # What each of 5 clusters shares looks like a trend to 200 rows, and is one of 32 patterns of signs.
     fifths = np.repeat(np.arange(5), 40)
     shared = 0.01 * generator.standard_normal(5)[fifths] + 0.001 * generator.standard_normal(200)
     few = tuple(f"cluster {i}" for i in fifths)
-    assert _trend(shared, base, columns, own)[0] < 0.01 < 1 / 32 < _trend(shared, base, columns, few)[0]
+    assert trend(shared, base, columns, own)[0] < 0.01 < 1 / 32 < trend(shared, base, columns, few)[0]
 
 
 def test_chances_are_uniform_under_the_null():
@@ -94,7 +95,7 @@ def test_chances_are_uniform_under_the_null():
     x = np.linspace(-1, 1, 40)
     base, columns = np.ones((40, 1)), np.column_stack([x, x * x])
     own = tuple(map(str, range(40)))
-    chances = [_trend(generator.standard_normal(40), base, columns, own)[0] for _ in range(200)]
+    chances = [trend(generator.standard_normal(40), base, columns, own)[0] for _ in range(200)]
     for level in (0.1, 0.5):
         assert np.mean(np.array(chances) <= level) == pytest.approx(
             level, abs=3 * np.sqrt(level * (1 - level) / 200)
