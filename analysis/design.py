@@ -7,20 +7,21 @@ prior that keeps it defined where the runs alone determine nothing).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from analysis.cost import CostRule, cost_rule
-from analysis.fit import fit_law
 from analysis.laws import SEPARABLE
-from analysis.values import HelpfulRun, Runs, Status, Target
+from analysis.values import HelpfulRun, LawFit, Runs, Status, Target
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 """Hoffmann et al. 2022 (arXiv 2203.15556), equation 10: the law where the runs determine none."""
 
-NOISE = 0.005
-"""Standard deviation of log L of one run, where no fit tells. Assumption: seeds differ by 0.1 to 1%."""
+NOISE, LEAST_NOISE = 0.005, 0.0005
+"""Standard deviation of log L of one run, where no fit tells, and at least. Assumption: seeds differ by
+0.1 to 1%."""
 
 PRIOR_SD = {"E": 1.0, "A": 1.0, "B": 1.0, "alpha": 0.2, "beta": 0.2}
 """What is believed before any run: E in nats, A and B as log of their term at the runs' middle, the
@@ -41,33 +42,34 @@ BEST = 3
 def helpful_runs(
     runs: Runs,
     target: Target,
+    fit: LawFit | None = None,
     *,
-    values: Mapping[str, float] | None = None,
-    noise: float | None = None,
     dearest: float | None = None,
     best: int = BEST,
 ) -> tuple[HelpfulRun, ...]:
-    """The `best` cells to add, one after another, each the best beside those before it.
+    """The `best` cells to add, one after another, each the best beside those before it; the same cell
+    again means another seed of it.
 
     Args:
-        values: a separable law's parameters by name; fitted to `runs` where not given, and HOFFMANN
-            where they determine no fit.
-        noise: standard deviation of log L of one run; the fit's own (a tenth of NOISE at least, so that
-            a noiseless table still has something to gain), or NOISE.
+        fit: the separable law's, of these runs; HOFFMANN and NOISE stand in for one that is missing or
+            did not converge.
         dearest: FLOPs that one run may cost at most; those of the dearest run where not given.
     Raises ValueError: no run at all, from which no size could be named.
     """
     if not len(runs):
         raise ValueError("there are no runs to start from: plan a first grid of sizes and budgets instead")
-    if values is None:
-        values, noise = _known(runs, noise)
+    values, noise = HOFFMANN, NOISE
+    if fit and fit.status == Status.CONVERGED:
+        values = fit.values
+        freedom = max(fit.n - len(fit.parameters), 1)
+        noise = max(float(np.sqrt(np.sum(fit.log_residuals**2) / freedom)), LEAST_NOISE)
     rule = cost_rule(runs)
     params, tokens, flops = _candidates(runs, rule, dearest or float(runs.flops.max()))
     centre = np.log([np.mean(runs.params), np.mean(runs.tokens)])
-    precision = _information(values, centre, runs.params, runs.tokens, noise or NOISE)
+    precision = _information(values, centre, runs.params, runs.tokens, noise)
     precision += np.diag([PRIOR_SD[name] ** -2 for name in SEPARABLE.unknowns])
     slope = _gradient(values, centre, np.array([target.params]), np.array([target.tokens]))[0]
-    rows = _gradient(values, centre, params, tokens) / (noise or NOISE)
+    rows = _gradient(values, centre, params, tokens) / noise
     before = float(slope @ np.linalg.solve(precision, slope))
     chosen = []
     for _ in range(best):
@@ -87,7 +89,11 @@ def helpful_runs(
 
 def in_words(runs: Sequence[HelpfulRun]) -> str:
     """One clause that names them."""
-    cells = [f"N={run.params:.2g}, D={run.tokens:.2g} ({run.flops:.2g} FLOPs)" for run in runs]
+    seeds = Counter((run.params, run.tokens, run.flops) for run in runs)
+    cells = [
+        f"{f'{count} seeds of ' if count > 1 else ''}N={params:.2g}, D={tokens:.2g} ({flops:.2g} FLOPs)"
+        for (params, tokens, flops), count in seeds.items()
+    ]
     left = runs[-1].error_left
     return (
         f"{'; '.join(cells)}: together they would leave {100 * left:.0f}% of the prediction's standard error "
@@ -104,18 +110,6 @@ def advice(runs: Runs) -> str:
     beyond = np.sqrt(10.0)  # N and D in equal parts: a = 0.5, Hoffmann et al. 2022, approach 1
     target = Target(beyond * runs.params[top], beyond * runs.tokens[top], 10 * runs.flops[top])
     return f"The runs that would help most: {in_words(helpful_runs(runs, target))}."
-
-
-def _known(runs: Runs, noise: float | None) -> tuple[Mapping[str, float], float | None]:
-    try:
-        fit, *_ = fit_law(SEPARABLE, runs)
-    except ValueError:
-        return HOFFMANN, noise
-    if fit.status != Status.CONVERGED:
-        return HOFFMANN, noise
-    freedom = max(len(runs) - len(SEPARABLE.unknowns), 1)
-    own = float(np.sqrt(np.sum(fit.log_residuals**2) / freedom))
-    return fit.values, noise or max(own, NOISE / 10)
 
 
 def _candidates(runs: Runs, rule: CostRule, dearest: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,7 +12,17 @@ from analysis.design import helpful_runs
 from analysis.predict import Model, frontier, optimal_target, predict
 from analysis.published import PUBLISHED
 from analysis.table import Table, read_holdout_losses
-from analysis.values import Analysis, EntropyCheck, Measured, Prediction, RunRow, Status, Target, Verdict
+from analysis.values import (
+    Analysis,
+    EntropyCheck,
+    HelpfulRun,
+    Measured,
+    Prediction,
+    RunRow,
+    Status,
+    Target,
+    Verdict,
+)
 
 SAME_RUN = 1e-6
 """Relative difference in N and D within which a holdout is the predicted run: counts printed to
@@ -118,9 +128,16 @@ def study(
         remedies=known.remedies,
         isoflop_bias=known.isoflop_bias(judged.target.flops),
         conventions=known.conventions.at(judged.target) if known.conventions else None,
-        advice=() if judged.verdict is Verdict.SUPPORTED else helpful_runs(known.runs, judged.target),
+        advice=_advice(known, judged),
         metadata=dict(metadata or {}),
     )
+
+
+def _advice(known: Model, judged: Prediction) -> tuple[HelpfulRun, ...]:
+    if judged.verdict is Verdict.SUPPORTED:
+        return ()
+    separable = next((fit for fit in known.fits if fit.law == "separable"), None)
+    return helpful_runs(known.runs, judged.target, separable)
 
 
 def _with_loss(row: RunRow, losses: Losses) -> RunRow:

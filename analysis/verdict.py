@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import stats
 
-from analysis.design import HOFFMANN, helpful_runs, in_words
+from analysis.design import helpful_runs, in_words
 from analysis.patterns import clipped, robust_sd, trend
 from analysis.rollout import SAME_BUDGET, budgets
 from analysis.values import (
@@ -345,10 +345,8 @@ CHECKS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 def _advice(e: Evidence) -> Iterator[str]:
     """Where the interval is wide, or size and data were never varied apart."""
     if e.half_width > WIDE or _line(e.runs)[1] < COLLINEAR:
-        fit = e.fits.get("separable")
-        values = fit.values if fit and fit.status == Status.CONVERGED else HOFFMANN
-        noise = fit.rms_pct / 100 if fit else None
-        yield f"runs that would help most: {in_words(helpful_runs(e.runs, e.target, values=values, noise=noise))}"
+        helpful = helpful_runs(e.runs, e.target, e.fits.get("separable"))
+        yield f"runs that would help most: {in_words(helpful)}"
 
 
 def _notes(e: Evidence) -> Iterator[str]:

@@ -6,12 +6,32 @@ import numpy as np
 import pytest
 from analysis_helpers import BUDGETS, sweep, target, true_loss
 
-from analysis.design import HOFFMANN, _gradient, advice, helpful_runs, in_words
+from analysis.design import HOFFMANN, NOISE, _gradient, advice, helpful_runs, in_words
 from analysis.laws import SEPARABLE
 from analysis.table import as_runs
-from analysis.values import Target
+from analysis.values import HelpfulRun, LawFit, Parameter, Status, Target
 
 VALUES = {"E": 0.9, "A": 38.0, "B": 95.0, "alpha": 0.36, "beta": 0.38}
+
+
+def fitted(noise: float = 0.002, values: dict[str, float] = VALUES, status=Status.CONVERGED) -> LawFit:
+    """A fit with exactly these values, whose residuals have that standard deviation."""
+    return LawFit(
+        law="separable",
+        equation=SEPARABLE.equation,
+        source=SEPARABLE.source,
+        variables=SEPARABLE.variables,
+        parameters=tuple(Parameter(name, values[name], None, False) for name in SEPARABLE.unknowns),
+        status=status,
+        reason="",
+        objective=0.0,
+        delta=1e-3,
+        n=20,
+        starts=1,
+        starts_at_optimum=1,
+        log_residuals=noise * np.sqrt(15 / 20) * np.ones(20),
+        run_ids=("",) * 20,
+    )
 
 
 def separable(params: np.ndarray, tokens: np.ndarray):
@@ -25,7 +45,7 @@ def collinear():
 
 def test_advice_on_a_collinear_design_breaks_the_line():
     runs = collinear()
-    found = helpful_runs(runs, Target(1e6, 3e8, 1.8e15), values=VALUES)
+    found = helpful_runs(runs, Target(1e6, 3e8, 1.8e15), fitted())
     params = np.append(runs.params, [run.params for run in found])
     tokens = np.append(runs.tokens, [run.tokens for run in found])
     assert max(abs(np.log(run.tokens / run.params / 20)) for run in found) > np.log(5)
@@ -35,10 +55,10 @@ def test_advice_on_a_collinear_design_breaks_the_line():
 
 def test_advice_on_a_design_without_dear_budgets_asks_for_a_dear_one():
     runs = sweep().take(sweep().flops < BUDGETS[1] * 1.05)
-    found = helpful_runs(runs, target(), values=VALUES, dearest=20 * runs.flops.max())
+    found = helpful_runs(runs, target(), fitted(), dearest=20 * runs.flops.max())
     assert found[0].flops > 10 * runs.flops.max()
     assert found[0].error_left < 0.6
-    within = helpful_runs(runs, target(), values=VALUES)
+    within = helpful_runs(runs, target(), fitted())
     assert max(run.flops for run in within) == pytest.approx(runs.flops.max())
     assert found[0].error_left < within[0].error_left
 
@@ -57,7 +77,7 @@ def test_the_error_that_is_promised_to_be_left_is_what_is_left():
     generator = np.random.default_rng(5)
     params, tokens = (np.exp(generator.uniform(*ends, 40)) for ends in ((9, 13), (14, 18)))
     runs, spot, noise = separable(params, tokens), Target(4e6, 4e8, 9.6e15), 0.002
-    found = helpful_runs(runs, spot, values=VALUES, noise=noise)
+    found = helpful_runs(runs, spot, fitted(noise))
     more = [np.append(params, [r.params for r in found]), np.append(tokens, [r.tokens for r in found])]
 
     def spread(n: np.ndarray, d: np.ndarray) -> float:
@@ -73,7 +93,7 @@ def test_the_error_that_is_promised_to_be_left_is_what_is_left():
 
 def test_the_first_choice_is_the_best_of_random_cells():
     runs, spot = collinear(), Target(1e6, 3e8, 1.8e15)
-    (best,) = helpful_runs(runs, spot, values=VALUES, noise=0.002, best=1)
+    (best,) = helpful_runs(runs, spot, fitted(), best=1)
     generator = np.random.default_rng(0)
 
     def left(params: float, tokens: float) -> float:
@@ -106,7 +126,9 @@ def test_gradient_is_that_of_the_law():
 
 def test_without_a_fit_the_published_law_answers_and_no_run_is_an_error():
     three = sweep().take(np.arange(3))
-    assert helpful_runs(three, target()) == helpful_runs(three, target(), values=HOFFMANN)
+    published = helpful_runs(three, target(), fitted(NOISE, HOFFMANN))
+    assert helpful_runs(three, target()) == published
+    assert helpful_runs(three, target(), fitted(status=Status.NOT_CONVERGED)) == published
     assert advice(three).startswith("The runs that would help most: N=") and advice(three).endswith(".")
     nothing = sweep().take(np.array([], dtype=int))
     assert advice(nothing) == ""
@@ -115,9 +137,14 @@ def test_without_a_fit_the_published_law_answers_and_no_run_is_an_error():
 
 
 def test_words_name_cells_and_what_they_leave():
-    found = helpful_runs(collinear(), Target(1e6, 3e8, 1.8e15), values=VALUES, noise=0.002)
+    found = helpful_runs(collinear(), Target(1e6, 3e8, 1.8e15), fitted())
     said = in_words(found)
-    assert said.count("N=") == 3 and f"{100 * found[-1].error_left:.0f}%" in said
+    assert (
+        said.count("N=") == len(set((run.params, run.tokens) for run in found))
+        and f"{100 * found[-1].error_left:.0f}%" in said
+    )
+    again = in_words((HelpfulRun(2e6, 4e7, 4.8e14, 0.8), HelpfulRun(2e6, 4e7, 4.8e14, 0.7)))
+    assert again.startswith("2 seeds of N=2e+06, D=4e+07 (4.8e+14 FLOPs): together they would leave 70%")
 
 
 def test_the_advised_runs_narrow_what_a_refit_says():
@@ -126,7 +153,7 @@ def test_the_advised_runs_narrow_what_a_refit_says():
 
     params = np.tile(np.geomspace(1e4, 2e5, 8), 1)
     runs, spot = separable(params, 20 * params), Target(1e5, 4e7, 2.4e13)
-    found = helpful_runs(runs, spot, values=VALUES, noise=0.005)
+    found = helpful_runs(runs, spot, fitted(0.005))
     added = [np.append(params, [r.params for r in found]), np.append(20 * params, [r.tokens for r in found])]
     true = np.log(SEPARABLE.loss_at(VALUES, params=spot.params, tokens=spot.tokens))
     errors = {"before": [], "after": []}
