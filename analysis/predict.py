@@ -138,7 +138,8 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
     )
     log_loss, half = float(said.log_loss[0]), float(known.calibration.half_width(said)[0])
     by_law = {name: float(np.exp(value[0])) for name, value in said.by_law.items()}
-    optimum = float(np.exp(optimal_draws(known, np.array([target.flops]))[0, 0]))
+    costs = np.array([target.flops, known.runs.flops.max()])
+    optimum, optimum_of_dearest = (float(params) for params in np.exp(optimal_draws(known, costs)[0]))
     if known.compute and 1 / NEAR_OPTIMUM < target.params / optimum < NEAR_OPTIMUM:
         by_law["compute"] = float(COMPUTE.loss_at(known.compute.values, flops=target.flops))
     weights = {member.law.name: weight for member, weight in known.predicting}
@@ -155,6 +156,7 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
         target=target,
         slopes={m.law.name: m.law.evaluate(m.theta[None], m.problem.X)[1][0] for m in known.members},
         conventions=known.conventions.at(target) if known.conventions else None,
+        optimum=optimum_of_dearest,
     )
     verdict, reasons = judge(evidence)
     scale = known.calibration.scale

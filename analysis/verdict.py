@@ -33,6 +33,10 @@ is ordinary, and beyond two no backtest inside a sweep can speak (10% slack for 
 FEW_BUDGETS, TOO_FEW_BUDGETS = 4, 3
 """Cost levels. Assumption: with two, a law's curvature is a guess."""
 
+NEARLY_AS_DEAR = 3.0
+"""Factor in cost to the dearest run within which sizes show where the optimum lies. Assumption: the
+optimum moves by about its square root."""
+
 FEW_RATIOS = 3
 """Levels of D/N. Assumption: two give a slope between size and data, and no bend in it."""
 
@@ -83,7 +87,8 @@ class Evidence:
     rollout.Calibration; fits and by_law by law name, weights of those laws that predict.
 
     slopes: d log L / d theta of each law at its fit, [run, unknown] by name; conventions: what other
-    ways of counting N and C say, None where the table offers one alone.
+    ways of counting N and C say, None where the table offers one alone; optimum: the compute-optimal N
+    at the dearest run's cost, by the laws that predict, None where unknown.
     """
 
     runs: Runs
@@ -98,6 +103,7 @@ class Evidence:
     target: Target
     slopes: Mapping[str, np.ndarray] = field(default_factory=dict)
     conventions: ByConvention | None = None
+    optimum: float | None = None
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, tuple[str, ...]]:
@@ -185,16 +191,34 @@ def _ratio(e: Evidence) -> Iterator[Finding]:
 
 
 def _brackets(e: Evidence) -> Iterator[Finding]:
-    open_ended = [curve.group for curve in e.isoflops if not curve.bracketed]
-    if open_ended:
-        verdict = Verdict.WEAK
-        yield (
-            verdict,
-            (
-                f"the optimum is not bracketed in {len(open_ended)} of {len(e.isoflops)} budgets "
-                f"({', '.join(open_ended[:4])}{', ...' if len(open_ended) > 4 else ''})"
-            ),
-        )
+    if _planned(e.runs):
+        open_ended = [curve.group for curve in e.isoflops if not curve.bracketed]
+        if open_ended:
+            yield (
+                Verdict.WEAK,
+                (
+                    f"the optimum is not bracketed in {len(open_ended)} of {len(e.isoflops)} budgets "
+                    f"({', '.join(open_ended[:4])}{', ...' if len(open_ended) > 4 else ''})"
+                ),
+            )
+    elif e.optimum is not None:
+        dear = e.runs.params[e.runs.flops >= e.runs.flops.max() / NEARLY_AS_DEAR]
+        if not dear.min() <= e.optimum <= dear.max():
+            yield (
+                Verdict.WEAK,
+                (
+                    f"the optimal size at the dearest run's cost, {e.optimum:.3g}, lies outside the sizes that "
+                    f"were run near that cost ({dear.min():.3g} to {dear.max():.3g})"
+                ),
+            )
+
+
+def _planned(runs: Runs) -> bool:
+    """Were the runs planned as budgets? By their labels, or by FLOPs that stand in tight groups of three
+    and more; elsewhere runs of nearly equal cost meet by chance, and their curve says little."""
+    levels = budgets(runs.flops)
+    tight = all(runs.flops[level].max() < SAME_BUDGET**2 * runs.flops[level].min() for level in levels)
+    return any(runs.group) or (tight and len(runs) >= 3 * len(levels))
 
 
 def _fits(e: Evidence) -> Iterator[Finding]:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from analysis_helpers import BUDGETS, sweep, target, true_loss
+from analysis_helpers import BUDGETS, optimal_params, sweep, target, true_loss
 
+from analysis.allocate import cost_rule, isoflops
 from analysis.fit import fit_law
 from analysis.laws import SEPARABLE, SHRUNK, Law
 from analysis.patterns import trend
@@ -138,6 +139,32 @@ def test_few_levels_of_tokens_a_parameter(ratios, count):
     params = np.concatenate([sizes for _ in ratios])
     tokens = np.concatenate([ratio * sizes for ratio in ratios])
     assert len(found(evidence(as_runs(params, tokens, true_loss(params, tokens))), "_collinear")) == count
+
+
+# --- brackets -------------------------------------------------------------------------------------------
+
+
+def test_curves_of_planned_budgets_are_judged_and_chance_meetings_are_not():
+    runs = sweep(NOISE, sizes=8)
+    rule = cost_rule(runs)
+    small = runs.params < np.array([optimal_params(C) for C in BUDGETS])[np.repeat(np.arange(5), 8)] * 1.01
+    one_sided = runs.take(small)
+    e = evidence(one_sided, isoflops=isoflops(one_sided, rule)[0])
+    assert "not bracketed in" in found(e, "_brackets")[0][1]
+    plain = replace(one_sided, group=("",) * len(one_sided))  # budgets still stand in tight groups
+    assert found(replace(e, runs=plain), "_brackets")
+    cloud = replace(plain, flops=plain.flops * np.exp(np.linspace(0, 2, len(plain))))
+    assert not found(replace(e, runs=cloud), "_brackets")
+
+
+def test_an_optimum_outside_the_sizes_run_near_the_dear_end_is_told():
+    generator = np.random.default_rng(0)
+    params, tokens = np.exp(generator.uniform(10, 14, 60)), np.exp(generator.uniform(15, 19, 60))
+    cloud = evidence(as_runs(params, tokens, true_loss(params, tokens)))
+    dear = params[cloud.runs.flops > cloud.runs.flops.max() / 3]
+    assert not found(replace(cloud, optimum=float(np.median(dear))), "_brackets")
+    ((verdict, reason),) = found(replace(cloud, optimum=3 * dear.max()), "_brackets")
+    assert verdict == Verdict.WEAK and "lies outside the sizes" in reason
 
 
 # --- disagreement, conventions, decays ------------------------------------------------------------------
