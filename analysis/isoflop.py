@@ -171,7 +171,14 @@ def _by_shape(windows: Sequence[Window], rule: CostRule) -> Allocation | Skipped
     log_flops = np.array([window.log_flops for window in windows])
     log_n = fitted.log_params(log_flops)
     log_d = log_flops - rule.log(log_n)[0]
-    return line_allocation(2, np.exp(log_flops), log_n, log_d, len(windows), "", method="joint")
+    outside = sum(
+        not window.log_params.min() < optimum < window.log_params.max()
+        for window, optimum in zip(windows, log_n[0], strict=True)
+    )
+    reason = (
+        f"its optimum lies outside the sizes run in {outside} of {len(windows)} budgets" if outside else ""
+    )
+    return line_allocation(2, np.exp(log_flops), log_n, log_d, len(windows), reason, method="joint")
 
 
 def line_allocation(

@@ -34,6 +34,9 @@ DEFAULT_EXTRAPOLATION = 10.0
 MISFIT_OF_COST = 0.05
 """Relative misfit of FLOPs a token as a function of N that is worth a warning. Assumption."""
 
+BIASED = 0.05
+"""Error of the optimal size, as a log ratio, from which approach 2's bias is worth a warning. Assumption."""
+
 Losses = Mapping[str, tuple[float, float | None]]
 
 
@@ -185,6 +188,7 @@ def _problems(
             f"FLOPs a token are no smooth function of N here (off by up to {100 * known.cost.worst:.0f}%), "
             "so compute-optimal sizes are rough."
         )
+    problems += _biased(known, predictions)
     if table.exclusions:
         kinds = Counter(_kind(exclusion.reason) for exclusion in table.exclusions)
         told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
@@ -192,6 +196,25 @@ def _problems(
     problems += [f"Not computed: {item.what}: {item.reason}." for item in known.skipped]
     problems += list(table.notes)
     return tuple(problems)
+
+
+def _biased(known: Model, predictions: Sequence[Prediction]) -> list[str]:
+    """Of the law that predicts with the most weight, or where it shows no bias, of the first that does."""
+    flops = predictions[-1].target.flops if predictions else DEFAULT_EXTRAPOLATION * known.runs.flops.max()
+    found = known.isoflop_bias(float(flops))
+    heaviest = max(known.predicting, key=lambda pair: pair[1])[0].law.name if known.predicting else ""
+    bias = next((b for b in found if b.law == heaviest), found[0] if found else None)
+    if bias is None:
+        return []
+    parabola = bias.on("as run")
+    if parabola.log_params is None or abs(parabola.log_params) < BIASED:
+        return []
+    cause = max(bias.causes, key=lambda name: abs(bias.causes[name])) if bias.causes else "unknown"
+    return [
+        f"On these budgets approach 2's parabolas misjudge the optimal size at {bias.flops:.2g} FLOPs by "
+        f"{parabola.params_pct:+.0f}% without any noise, were the {bias.law} law the truth (mostly: {cause}); "
+        f"least off is the {bias.least.method} reading, by {bias.least.params_pct:+.1f}%."
+    ]
 
 
 def _kind(reason: str) -> str:

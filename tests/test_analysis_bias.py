@@ -3,20 +3,23 @@ where it was published, and less by the remedies."""
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from analysis_helpers import sweep
+from analysis_helpers import rows_of, sweep, target, write_table
 
+from analysis import store
 from analysis.bias import isoflop_bias
 from analysis.cost import CostRule, cost_rule
 from analysis.isoflop import isoflops, remedies
 from analysis.joint import by_joint, fit_joint
 from analysis.laws import COUPLED, SEPARABLE
-from analysis.predict import model
-from analysis.table import as_runs
-from analysis.values import IsoflopBias, Skipped
+from analysis.predict import model, predict
+from analysis.study import _biased, study
+from analysis.table import as_runs, read_table
+from analysis.values import IsoflopBias, Skipped, Verdict
 from analysis.windows import Window, by_cubic, by_parabola, windows_of
 
 PAPER_BUDGETS = np.geomspace(1e17, 1e21, 5)
@@ -216,3 +219,40 @@ def test_a_model_tells_the_bias_of_its_own_grid():
     assert {bias.law for bias in found} >= {"separable", "coupled"}
     for bias in found:
         assert abs(bias.least.params_pct) < abs(bias.on("as run").params_pct) < 5
+
+
+def test_a_large_bias_is_among_the_problems_of_a_study():
+    runs = grid(ASYMMETRIC, 8, offset=np.geomspace(0.5, 2, 5), sizes=9)
+    noise = np.exp(0.001 * np.random.default_rng(0).standard_normal(len(runs)))
+    known = model(as_runs(runs.params, runs.tokens, runs.loss * noise, group=runs.group), resamples=20)
+    (told,) = _biased(known, ())
+    assert "approach 2's parabolas misjudge" in told and "joint reading" in told
+    assert _biased(model(sweep(0.004), resamples=20), ()) == []
+
+
+def test_a_joint_optimum_outside_the_sizes_run_is_told():
+    runs = grid(CHINCHILLA, 4, offset=8.0)
+    found, _ = remedies(runs, isoflops(runs, cost_rule(runs))[0], cost_rule(runs))
+    (joint,) = (allocation for allocation in found if allocation.method == "joint")
+    assert "outside the sizes run in 5 of 5 budgets" in joint.reason
+    assert joint.a.value == pytest.approx(0.28 / 0.62, abs=1e-3)
+
+
+def test_fits_json_holds_bias_remedies_conventions_and_advice(tmp_path):
+    write_table(tmp_path / "runs.csv", rows_of(sweep(0.004)))
+    table = read_table(tmp_path / "runs.csv", {"params": "params_non_embedding"})
+    known = model(table.runs, resamples=20)
+    far = predict(known, target(1e15), "")
+    store.write_fits(tmp_path / "fits.json", study(table, known, (far,), {}, title="t"))
+    told = json.loads((tmp_path / "fits.json").read_text())
+    assert {allocation["method"] for allocation in told["remedies"]} == {"cubic", "joint"}
+    assert {bias["law"] for bias in told["isoflop_bias"]} >= {"separable", "coupled"}
+    assert {bias["flops"] for bias in told["isoflop_bias"]} == {1e15}
+    assert {c["params"] for c in told["conventions"]["conventions"]} == {
+        "params_non_embedding",
+        "params_total",
+    }
+    assert len(told["advice"]) == 3 and told["advice"][0]["flops"] > 0
+    near = predict(known, target(), "")
+    assert near.verdict is Verdict.SUPPORTED
+    assert study(table, known, (near,), {}, title="t").advice == ()
