@@ -25,7 +25,7 @@ def trend(
     Cameron, Gelbach & Miller 2008, Review of Economics and Statistics 90(3)). Few clusters leave few
     patterns, and so no small probability.
     """
-    beneath = _orthonormal(base)
+    beneath, columns = _orthonormal(_unit(base)), _unit(columns)
     beyond = _orthonormal(columns - beneath @ (beneath.T @ columns))
     cluster = np.unique(clusters, return_inverse=True)[1].ravel()
     signs = np.random.default_rng(SEED).choice([-1.0, 1.0], size=(FLIPS, cluster.max() + 1))
@@ -37,10 +37,13 @@ def trend(
     return max(chance, 1 / (FLIPS + 1)), float(np.sqrt(explained[0] / len(residuals)))
 
 
+def _unit(columns: np.ndarray) -> np.ndarray:
+    return columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
+
+
 def _orthonormal(columns: np.ndarray) -> np.ndarray:
-    """A basis of what `columns` [run, k] span, dropping directions that they hardly have."""
-    scaled = columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
-    left, singular, _ = np.linalg.svd(scaled, full_matrices=False)
+    """A basis of what `columns` [run, k], of length 1 or less, span; directions they hardly have dropped."""
+    left, singular, _ = np.linalg.svd(columns, full_matrices=False)
     return left[:, singular > 1e-6]
 
 

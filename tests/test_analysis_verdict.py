@@ -91,6 +91,14 @@ def test_the_trend_test_sees_a_trend_and_not_the_luck_of_a_few_clusters():
     assert trend(shared, base, columns, own)[0] < 0.01 < 1 / 32 < trend(shared, base, columns, few)[0]
 
 
+def test_what_the_law_itself_can_take_up_is_no_trend():
+    x = np.linspace(-1, 1, 30)
+    columns = np.column_stack([x, x * x])
+    base = np.column_stack([np.ones(30), 1e6 * x, 1e-6 * x * x])
+    residuals = np.random.default_rng(0).standard_normal(30)
+    assert trend(residuals, base, columns, tuple(map(str, range(30)))) == (1.0, 0.0)
+
+
 def test_chances_are_uniform_under_the_null():
     generator = np.random.default_rng(0)
     x = np.linspace(-1, 1, 40)
