@@ -202,9 +202,12 @@ def say_result(analysis: Analysis, page: Path) -> None:
     for fit in analysis.fits:
         values = ", ".join(f"{name} {value:.5g}" for name, value in fit.values.items())
         print(f"{fit.law}: {fit.equation}: {values}; {fit.status.value}, residuals {fit.rms_pct:.2g}%")
-    for allocation in analysis.allocations:
+    for allocation in (*analysis.allocations, *analysis.remedies):
         a = allocation.a
-        print(f"approach {allocation.approach}: N_opt ∝ C^{a.value:.3f} (90% {a.lo:.3f} to {a.hi:.3f})")
+        method = f" ({allocation.method})" if allocation.method else ""
+        print(
+            f"approach {allocation.approach}{method}: N_opt ∝ C^{a.value:.3f} (90% {a.lo:.3f} to {a.hi:.3f})"
+        )
     for prediction in analysis.predictions[-5:]:
         print(_described(prediction))
     scored = [p.measured for p in analysis.predictions if p.measured]

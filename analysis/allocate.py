@@ -6,62 +6,29 @@ N_opt ∝ C^a and D_opt ∝ C^b; where C = 6·N·D, a + b = 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
 import numpy as np
-from scipy.optimize import nnls
 
+from analysis.cost import CostRule, cost_rule
 from analysis.ensemble import Member
+from analysis.isoflop import by_isoflops, isoflops, line_allocation
 from analysis.resample import RESAMPLES, SEED, cluster_weights, estimate
-from analysis.rollout import SAME_BUDGET, budgets
-from analysis.values import Allocation, Envelope, Estimate, Isoflop, Runs, Skipped
+from analysis.rollout import budgets
+from analysis.values import Allocation, Envelope, Runs, Skipped
 
-SAME_LABEL = 1.5
-"""Largest ratio of FLOPs within a labelled budget. The label says that they were meant to be equal;
-they differ where it follows another convention than the column. Assumption."""
+__all__ = [
+    "CostRule",
+    "by_envelope",
+    "by_isoflops",
+    "by_surface",
+    "cost_rule",
+    "envelope",
+    "isoflops",
+    "optimal_log_params",
+]
 
-FEWEST_SIZES = 4
-"""Distinct sizes of an isoFLOP curve: one more than a parabola's three coefficients."""
-
-
-@dataclass(frozen=True)
-class CostRule:
-    """Training FLOPs a token as a function of N: c0 + c1·sqrt(N) + c2·N, fitted to the runs.
-
-    For decoders of one depth the matrices cost 6·N and attention goes with the width, so with
-    sqrt(N); a table with C = 6·N·D gives (0, 0, 6). `worst` is the largest relative misfit.
-    """
-
-    c0: float
-    c1: float
-    c2: float
-    worst: float
-
-    def log(self, log_params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """log of FLOPs a token and its derivative by log N, shapes of `log_params`."""
-        N = np.exp(log_params)
-        total = self.c0 + self.c1 * np.sqrt(N) + self.c2 * N
-        return np.log(total), (self.c1 * np.sqrt(N) / 2 + self.c2 * N) / total
-
-    def flops(self, params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """C of a run of N and D."""
-        return tokens * np.exp(self.log(np.log(params))[0])
-
-    def tokens(self, flops: np.ndarray, params: np.ndarray) -> np.ndarray:
-        """D that a budget buys at N."""
-        return flops / np.exp(self.log(np.log(params))[0])
-
-
-def cost_rule(runs: Runs) -> CostRule:
-    """Non-negative least squares on relative residuals."""
-    per_token = runs.flops / runs.tokens
-    unit = np.exp(np.mean(np.log(runs.params)))
-    basis = np.column_stack([np.ones(len(runs)), np.sqrt(runs.params / unit), runs.params / unit])
-    coefficients, _ = nnls(basis / per_token[:, None], np.ones(len(runs)))
-    worst = float(np.abs(basis @ coefficients / per_token - 1).max())
-    c0, c1, c2 = coefficients / np.array([1.0, np.sqrt(unit), unit])
-    return CostRule(float(c0), float(c1), float(c2), worst)
+SEARCHED, SPACING = 16.0, 0.1
+"""Where a law has no closed form: |log N_opt - mean log N of the runs| at most, seven decades, and the
+grid's spacing, from which a parabola finds the minimum to 0.1% of N (tested)."""
 
 
 # --- approach 3: the minimum of a fitted surface along a budget -------------------------------------
@@ -70,16 +37,23 @@ def cost_rule(runs: Runs) -> CostRule:
 def optimal_log_params(member: Member, theta: np.ndarray, rule: CostRule, flops: np.ndarray) -> np.ndarray:
     """log N that minimises L(N, C/cost(N)) for each of theta [draw, unknown] and C [budget].
 
+    Returns: float64[draw, budget].
+    """
+    names = set(member.law.unknowns)
+    if {"A", "B", "alpha", "beta"} <= names or {"A", "B", "a", "b", "k"} <= names:
+        return _where_terms_trade_evenly(member, theta, rule, flops)
+    return _by_search(member, theta, rule, flops)
+
+
+def _where_terms_trade_evenly(
+    member: Member, theta: np.ndarray, rule: CostRule, flops: np.ndarray
+) -> np.ndarray:
+    """For E + (A/N^a + B/D^b)^k.
+
     At the minimum the two terms trade evenly: with x = log N, s = d log cost / d log N,
     log(A·a) - a·x = log(B·b) + log s - b·(log C - log cost(x)); the left side less the right falls
     in x, so halving an interval finds its zero. The coupling k drops out (it multiplies both).
-
-    A law without those four is searched for its least loss instead.
-
-    Returns: float64[draw, budget].
     """
-    if not {"A", "B"} <= set(member.law.unknowns):
-        return _least(member, theta, rule, flops)
     natural = dict(zip(member.law.unknowns, member.law.natural(theta, member.problem.centre).T, strict=True))
     a = natural.get("alpha", natural.get("a"))[:, None]
     b = natural.get("beta", natural.get("b"))[:, None]
@@ -95,22 +69,20 @@ def optimal_log_params(member: Member, theta: np.ndarray, rule: CostRule, flops:
     return (low + high) / 2
 
 
-def _least(member: Member, theta: np.ndarray, rule: CostRule, flops: np.ndarray) -> np.ndarray:
-    """log N of least loss by golden sections, where the loss falls and then rises with N; [draw, budget]."""
-    golden = (np.sqrt(5) - 1) / 2
-
-    def loss(log_n: np.ndarray) -> np.ndarray:
-        log_d = np.log(flops) - rule.log(log_n)[0]
-        X = np.stack([log_n, log_d], axis=-1) - member.problem.centre
-        return np.array([member.law.evaluate(t[None], x)[0][0] for t, x in zip(theta, X, strict=True)])
-
-    middle = member.problem.centre[0]
-    low, high = (np.full((len(theta), len(flops)), middle + side) for side in (-25.0, 25.0))
-    for _ in range(60):
-        inner, outer = high - golden * (high - low), low + golden * (high - low)
-        falling = loss(inner) > loss(outer)
-        low, high = np.where(falling, inner, low), np.where(falling, high, outer)
-    return (low + high) / 2
+def _by_search(member: Member, theta: np.ndarray, rule: CostRule, flops: np.ndarray) -> np.ndarray:
+    """For any other law of (N, D): the least of a grid in log N about the runs, and the vertex of the
+    parabola through it and its neighbours; on the grid's edge where the loss falls to there."""
+    x = member.problem.centre[0] + np.arange(-SEARCHED, SEARCHED + SPACING / 2, SPACING)
+    rows = np.arange(len(theta))
+    found = np.empty((len(theta), len(flops)))
+    for j, log_flops in enumerate(np.log(flops)):
+        X = np.column_stack([x, log_flops - rule.log(x)[0]]) - member.problem.centre
+        loss, _ = member.law.evaluate(theta, X)
+        best = np.clip(loss.argmin(axis=1), 1, len(x) - 2)
+        before, at, after = (loss[rows, best + step] for step in (-1, 0, 1))
+        bend = np.maximum(before - 2 * at + after, 1e-300)
+        found[:, j] = x[best] + SPACING * np.clip((before - after) / (2 * bend), -1.0, 1.0)
+    return found
 
 
 def by_surface(member: Member, rule: CostRule, runs: Runs) -> Allocation:
@@ -119,147 +91,7 @@ def by_surface(member: Member, rule: CostRule, runs: Runs) -> Allocation:
     log_n = optimal_log_params(member, np.vstack([member.theta, member.draws]), rule, flops)
     log_d = np.log(flops) - rule.log(log_n)[0]
     reason = "" if not member.fit.reason else f"{member.law.name} law: {member.fit.reason}"
-    return _allocation(3, flops, log_n, log_d, len(runs), reason)
-
-
-# --- approach 2: a parabola in log N for each budget ----------------------------------------------
-
-
-def isoflops(runs: Runs, rule: CostRule) -> tuple[tuple[Isoflop, ...], np.ndarray, tuple[Skipped, ...]]:
-    """A parabola for each budget of FEWEST_SIZES sizes or more.
-
-    Runs of one `group` are one budget; without groups, runs within 10% of each other's FLOPs.
-    The minimum's interval comes from resampling residuals, pooled over budgets because one has
-    only a few (Efron & Tibshirani 1993, section 9.4).
-
-    Returns: the curves, cheapest first; draws of log N_opt, float64[resample, curve] (NaN where a
-        curve is not bracketed); and the groups that are no isoFLOP curve, with reasons.
-    """
-    fitted, skipped = [], []
-    for name, index in _groups(runs):
-        sizes = len(np.unique(runs.params[index]))
-        spread = runs.flops[index].max() / runs.flops[index].min()
-        if spread > SAME_LABEL:
-            skipped.append(Skipped(f"isoFLOP curve of '{name}'", f"its runs' FLOPs differ by {spread:.2g}x"))
-        elif sizes < FEWEST_SIZES:
-            skipped.append(
-                Skipped(
-                    f"isoFLOP curve of '{name}'", f"it has {sizes} sizes; a parabola needs {FEWEST_SIZES}"
-                )
-            )
-        else:
-            fitted.append((name, index, *_parabola(runs, index)))
-    fitted.sort(key=lambda curve: runs.flops[curve[1]].mean())
-    draws = _minimum_draws(fitted)
-    curves = tuple(
-        _isoflop(runs, rule, name, index, design, centre, coefficients, draws[:, i])
-        for i, (name, index, design, centre, coefficients, _) in enumerate(fitted)
-    )
-    for i, curve in enumerate(curves):
-        if not curve.bracketed:
-            draws[:, i] = np.nan
-    return curves, draws, tuple(skipped)
-
-
-def _groups(runs: Runs) -> list[tuple[str, np.ndarray]]:
-    labels = np.array(runs.group)
-    if (labels != "").any():
-        return [(str(name), np.flatnonzero(labels == name)) for name in dict.fromkeys(runs.group) if name]
-    order = np.argsort(runs.flops, kind="stable")
-    windows: list[list[int]] = []
-    for i in order:
-        if not windows or runs.flops[i] > SAME_BUDGET * runs.flops[windows[-1][0]]:
-            windows.append([])
-        windows[-1].append(int(i))
-    sets = [(f"{runs.flops[window].mean():.2e}", np.array(window)) for window in windows]
-    return [(name, index) for name, index in sets if len(np.unique(runs.params[index])) >= FEWEST_SIZES]
-
-
-def _parabola(runs: Runs, index: np.ndarray) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
-    """design [run, 3], centre, coefficients [3] and residuals of log L, scaled for lost freedom."""
-    log_n = np.log(runs.params[index])
-    centre = float(np.exp(log_n.mean()))
-    x = log_n - log_n.mean()
-    design = np.column_stack([np.ones_like(x), x, x * x])
-    coefficients = np.linalg.lstsq(design, np.log(runs.loss[index]), rcond=None)[0]
-    residual = np.log(runs.loss[index]) - design @ coefficients
-    return design, centre, coefficients, residual * np.sqrt(len(x) / (len(x) - 3))
-
-
-def _minimum_draws(fitted: Sequence[tuple]) -> np.ndarray:
-    """log N_opt by refitting each parabola to pooled residuals; float64[resample, curve]."""
-    generator = np.random.default_rng(SEED)
-    if not fitted:
-        return np.empty((RESAMPLES, 0))
-    pool = np.concatenate([curve[5] for curve in fitted])
-    columns = []
-    for _, _, design, centre, coefficients, _ in fitted:
-        noise = generator.choice(pool, size=(RESAMPLES, len(design)))
-        drawn = coefficients + noise @ np.linalg.pinv(design).T
-        # A draw that opens downwards has no minimum: it says that N_opt is unbounded on its side.
-        vertex = -drawn[:, 1] / (2 * np.where(drawn[:, 2] > 0, drawn[:, 2], np.nan))
-        vertex = np.where(np.isnan(vertex), np.where(drawn[:, 1] > 0, -30.0, 30.0), vertex)
-        columns.append(np.log(centre) + np.clip(vertex, -30.0, 30.0))
-    return np.column_stack(columns)
-
-
-def _isoflop(
-    runs: Runs,
-    rule: CostRule,
-    name: str,
-    index: np.ndarray,
-    design: np.ndarray,
-    centre: float,
-    coefficients: np.ndarray,
-    draws: np.ndarray,
-) -> Isoflop:
-    order = index[np.argsort(runs.params[index], kind="stable")]
-    flops = float(np.exp(np.mean(np.log(runs.flops[index]))))
-    c0, c1, c2 = (float(c) for c in coefficients)
-    sizes = runs.params[order]
-    curve = Isoflop(
-        group=name,
-        flops=flops,
-        run_ids=tuple(runs.run_id[i] for i in order),
-        params=sizes,
-        loss=runs.loss[order],
-        centre=centre,
-        coefficients=(c0, c1, c2),
-        bracketed=False,
-        params_opt=None,
-        tokens_opt=None,
-        loss_min=None,
-        reason="",
-    )
-    if c2 <= 0:
-        return replace(curve, reason="the losses do not curve upwards over these sizes: no minimum to find")
-    optimum = centre * np.exp(-c1 / (2 * c2))
-    if not sizes[0] < optimum < sizes[-1]:
-        side = "below the smallest" if optimum <= sizes[0] else "above the largest"
-        return replace(curve, reason=f"the minimum lies {side} size that was run; add sizes on that side")
-    return replace(
-        curve,
-        bracketed=True,
-        params_opt=estimate(optimum, np.exp(draws)),
-        tokens_opt=float(rule.tokens(flops, optimum)),
-        loss_min=float(curve.loss_at(optimum)),
-    )
-
-
-def by_isoflops(curves: Sequence[Isoflop], draws: np.ndarray, rule: CostRule) -> Allocation | Skipped:
-    """Approach 2: a line through the bracketed minima."""
-    good = [i for i, curve in enumerate(curves) if curve.bracketed]
-    if len(good) < 2:
-        return Skipped("approach 2", f"it needs 2 bracketed isoFLOP curves; {len(good)} of {len(curves)} are")
-    flops = np.array([curves[i].flops for i in good])
-    log_n = np.vstack([[np.log(curves[i].params_opt.value) for i in good], draws[:, good]])
-    log_d = np.log(flops) - rule.log(log_n)[0]
-    reasons = []
-    if len(good) < 3:
-        reasons.append("two points determine a line whatever they are")
-    if len(good) < len(curves):
-        reasons.append(f"{len(curves) - len(good)} of {len(curves)} curves are not bracketed and left out")
-    return _allocation(2, flops, log_n, log_d, len(good), "; ".join(reasons))
+    return line_allocation(3, flops, log_n, log_d, len(runs), reason)
 
 
 # --- approach 1: the envelope of all runs -----------------------------------------------------------
@@ -319,25 +151,3 @@ def by_envelope(runs: Runs) -> Allocation | Skipped:
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
     x = x - x.mean()
     return float(x @ y / (x @ x))
-
-
-def _allocation(
-    approach: int, flops: np.ndarray, log_n: np.ndarray, log_d: np.ndarray, points: int, reason: str
-) -> Allocation:
-    """Lines through log N and log D against log C [budget]; row 0 is the estimate, the rest draws."""
-    x = np.log(flops)
-    centred = x - x.mean()
-    a, b = (rows @ centred / (centred @ centred) for rows in (log_n, log_d))
-    return Allocation(
-        approach=approach,
-        a=_of_draws(a),
-        b=_of_draws(b),
-        params_factor=float(np.exp(log_n[0].mean() - a[0] * x.mean())),
-        tokens_factor=float(np.exp(log_d[0].mean() - b[0] * x.mean())),
-        points=points,
-        reason=reason,
-    )
-
-
-def _of_draws(values: np.ndarray) -> Estimate:
-    return estimate(values[0], values[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -18,12 +18,17 @@ from analysis.allocate import (
     isoflops,
     optimal_log_params,
 )
+from analysis.bias import isoflop_bias
+from analysis.conventions import Conventions, fit_conventions
+from analysis.design import advice
 from analysis.ensemble import AUTOMATIC, Member, fit_members, forecast
 from analysis.fitting import fit_law
+from analysis.isoflop import remedies
 from analysis.laws import COMPUTE, Law
 from analysis.outliers import screen
 from analysis.resample import RESAMPLES, cluster_weights, refit, with_intervals
 from analysis.rollout import Calibration, calibrate, roll
+from analysis.table import size_cluster
 from analysis.values import (
     LEVEL,
     Allocation,
@@ -32,13 +37,14 @@ from analysis.values import (
     Exclusion,
     Frontier,
     Isoflop,
+    IsoflopBias,
     LawFit,
     Prediction,
     Runs,
     Skipped,
+    Status,
     Target,
 )
-from analysis.table import size_cluster
 from analysis.verdict import Evidence, judge
 
 FEWEST_BUDGETS = 4
@@ -65,6 +71,14 @@ class Model:
     allocations: tuple[Allocation, ...]
     compute: LawFit | None
     skipped: tuple[Skipped, ...]
+    remedies: tuple[Allocation, ...] = ()
+    conventions: Conventions | None = None
+
+    def isoflop_bias(self, flops: float) -> tuple[IsoflopBias, ...]:
+        """Approach 2's bias on these runs' budgets, extrapolated to `flops`, with each law as the truth."""
+        members = [m for m in self.members if m.fit.status != Status.NOT_CONVERGED]
+        found = [isoflop_bias(self.runs, self.isoflops, self.cost, m, flops) for m in members]
+        return tuple(item for item in found if isinstance(item, IsoflopBias))
 
     @property
     def predicting(self) -> tuple[tuple[Member, float], ...]:
@@ -104,10 +118,12 @@ def model(runs: Runs, predicting: Sequence[Law] = AUTOMATIC, *, resamples: int =
     if missing:
         raise ValueError(
             next(item.reason for item in skipped if any(f"'{name}'" in item.what for name in missing))
+            + f" {advice(runs)}"
         )
     calibration, backtests = calibrate(roll(runs, predicting), predicting)
     cost = cost_rule(runs)
     curves, draws, no_curves = isoflops(runs, cost)
+    better, no_better = remedies(runs, curves, cost)
     compute = _along_optimum(runs, curves)
     found = (
         by_envelope(runs),
@@ -126,7 +142,9 @@ def model(runs: Runs, predicting: Sequence[Law] = AUTOMATIC, *, resamples: int =
         envelope=envelope(runs),
         allocations=tuple(item for item in found if isinstance(item, Allocation)),
         compute=compute if isinstance(compute, LawFit) else None,
-        skipped=(*skipped, *no_curves, *lacking),
+        skipped=(*skipped, *no_curves, *lacking, *(no_better if curves else ())),
+        remedies=better,
+        conventions=_conventions(runs, members, calibration.weights),
     )
 
 
@@ -141,7 +159,8 @@ def predict(
     said = forecast(known.members, known.calibration.weights, spots([target], [cluster]))
     log_loss, half = float(said.log_loss[0]), float(known.calibration.half_width(said)[0])
     by_law = {name: float(np.exp(value[0])) for name, value in said.by_law.items()}
-    optimum = float(np.exp(optimal_draws(known, np.array([target.flops]))[0, 0]))
+    costs = np.array([target.flops, known.runs.flops.max()])
+    optimum, optimum_of_dearest = (float(params) for params in np.exp(optimal_draws(known, costs)[0]))
     if known.compute and 1 / NEAR_OPTIMUM < target.params / optimum < NEAR_OPTIMUM:
         by_law["compute"] = float(COMPUTE.loss_at(known.compute.values, flops=target.flops))
     weights = {member.law.name: weight for member, weight in known.predicting}
@@ -156,6 +175,9 @@ def predict(
         backtests=known.backtests,
         isoflops=known.isoflops,
         target=target,
+        slopes={m.law.name: m.law.evaluate(m.theta[None], m.problem.X)[1][0] for m in known.members},
+        conventions=known.conventions.at(target) if known.conventions else None,
+        optimum=optimum_of_dearest,
     )
     verdict, reasons = judge(evidence)
     scale = known.calibration.scale
@@ -192,6 +214,14 @@ def spots(targets: Sequence[Target], clusters: Sequence[str] | None = None) -> R
     labels = tuple(name or size_cluster(t.params) for name, t in zip(named, targets, strict=True))
     nameless = ("",) * len(targets)
     return Runs(nameless, nameless, labels, *columns, unknown, unknown, unique_tokens=columns[1])
+def _conventions(
+    runs: Runs, members: Sequence[Member], weights: Mapping[str, float]
+) -> Conventions | None:
+    """By the law of N and D that predicts with the most weight."""
+    able = [member for member in members if member.law.variables == ("params", "tokens")]
+    if not able:
+        return None
+    return fit_conventions(runs, max(able, key=lambda member: weights.get(member.law.name, 0.0)))
 
 
 def optimal_draws(known: Model, flops: np.ndarray) -> np.ndarray:

@@ -62,8 +62,9 @@ def write_exclusions(path: Path, analysis: Analysis) -> None:
 def write_fits(path: Path, analysis: Analysis) -> None:
     """Every fitted number: laws, isoFLOP curves, exponents, backtests, the verdict and its reasons."""
     names = ("params_kind", "flops_kind", "verdict", "reasons", "problems", "fits", "isoflops", "allocations")
-    content = {name: as_json(getattr(analysis, name)) for name in (*names, "backtests", "skipped", "entropy")}
-    content |= {"frontier": as_json(analysis.frontier), "range": fitted_range(analysis.runs)}
+    names += ("remedies", "isoflop_bias", "conventions", "advice", "backtests", "skipped", "entropy")
+    content = {name: as_json(getattr(analysis, name)) for name in (*names, "frontier")}
+    content["range"] = fitted_range(analysis.runs)
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 

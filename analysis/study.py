@@ -8,10 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 
+from analysis.design import helpful_runs
 from analysis.prediction import Model, frontier, optimal_target, predict
 from analysis.published import PUBLISHED
 from analysis.table import Table, read_holdout_losses
-from analysis.values import Analysis, EntropyCheck, Measured, Prediction, RunRow, Status, Target
+from analysis.values import (
+    Analysis,
+    EntropyCheck,
+    HelpfulRun,
+    Measured,
+    Prediction,
+    RunRow,
+    Status,
+    Target,
+    Verdict,
+)
 
 SAME_RUN = 1e-6
 """Relative difference in N and D within which a holdout is the predicted run: counts printed to
@@ -25,6 +36,8 @@ MISFIT_OF_COST = 0.05
 
 OFFENDERS = 5
 """Outliers named among the problems; all are in the exclusions."""
+BIASED = 0.05
+"""Error of the optimal size, as a log ratio, from which approach 2's bias is worth a warning. Assumption."""
 
 Losses = Mapping[str, tuple[float, float | None]]
 
@@ -117,8 +130,19 @@ def study(
         skipped=known.skipped,
         problems=_problems(table, known, predictions, entropy),
         entropy=entropy,
+        remedies=known.remedies,
+        isoflop_bias=known.isoflop_bias(judged.target.flops),
+        conventions=known.conventions.at(judged.target) if known.conventions else None,
+        advice=_advice(known, judged),
         metadata=dict(metadata or {}),
     )
+
+
+def _advice(known: Model, judged: Prediction) -> tuple[HelpfulRun, ...]:
+    if judged.verdict is Verdict.SUPPORTED:
+        return ()
+    separable = next((fit for fit in known.fits if fit.law == "separable"), None)
+    return helpful_runs(known.runs, judged.target, separable)
 
 
 def _as_shown(row: RunRow, losses: Losses, known: Model) -> RunRow:
@@ -168,6 +192,7 @@ def _problems(
             f"FLOPs a token are no smooth function of N here (off by up to {100 * known.cost.worst:.0f}%), "
             "so compute-optimal sizes are rough."
         )
+    problems += _biased(known, predictions)
     exclusions = (*table.exclusions, *known.outliers)
     if exclusions:
         kinds = Counter(_kind(exclusion.reason) for exclusion in exclusions)
@@ -180,6 +205,25 @@ def _problems(
     problems += [f"Not computed: {item.what}: {item.reason}." for item in known.skipped]
     problems += list(table.notes)
     return tuple(problems)
+
+
+def _biased(known: Model, predictions: Sequence[Prediction]) -> list[str]:
+    """Of the law that predicts with the most weight, or where it shows no bias, of the first that does."""
+    flops = predictions[-1].target.flops if predictions else DEFAULT_EXTRAPOLATION * known.runs.flops.max()
+    found = known.isoflop_bias(float(flops))
+    heaviest = max(known.predicting, key=lambda pair: pair[1])[0].law.name if known.predicting else ""
+    bias = next((b for b in found if b.law == heaviest), found[0] if found else None)
+    if bias is None:
+        return []
+    parabola = bias.on("as run")
+    if parabola.log_params is None or abs(parabola.log_params) < BIASED:
+        return []
+    cause = max(bias.causes, key=lambda name: abs(bias.causes[name])) if bias.causes else "unknown"
+    return [
+        f"On these budgets approach 2's parabolas misjudge the optimal size at {bias.flops:.2g} FLOPs by "
+        f"{parabola.params_pct:+.0f}% without any noise, were the {bias.law} law the truth (mostly: {cause}); "
+        f"least off is the {bias.least.method} reading, by {bias.least.params_pct:+.1f}%."
+    ]
 
 
 def _kind(reason: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.offers import FLOPS_COLUMNS, PARAMS_COLUMNS, columns_of, decayed
 from analysis.values import Exclusion, RunRow, Runs
 
 ALIASES = {
@@ -132,6 +133,11 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
             rows.append(row)
             kept.append(i)
     usable = [rows[i] for i in kept]
+    told = [records[i] for i in kept]
+    of_params, of_flops = (
+        dict.fromkeys([*([found[meaning]] if meaning in found else []), *names])
+        for meaning, names in (("params", PARAMS_COLUMNS), ("flops", FLOPS_COLUMNS))
+    )
     runs = Runs(
         run_id=tuple(row.run_id for row in usable),
         group=tuple(row.group for row in usable),
@@ -142,6 +148,9 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
         loss=np.array([row.loss for row in usable], dtype=np.float64),
         loss_se=np.array([math.nan if row.loss_se is None else row.loss_se for row in usable]),
         unique_tokens=np.array([reader.positive(i, "unique_tokens") or math.nan for i in kept]),
+        params_columns=columns_of(told, tuple(of_params)),
+        flops_columns=columns_of(told, tuple(of_flops)),
+        decayed=decayed(told),
     )
     return Table(
         path=path,

@@ -51,6 +51,10 @@ class Runs:
     cluster: rows that share a cluster are not independent (one size, or one trunk).
     loss_se: standard error of the loss over the held-out tokens, NaN where unknown.
     unique_tokens: how many of `tokens` were distinct, NaN where unknown (everywhere, by default).
+    params_columns, flops_columns: every count of N and of C that the table offers, those in `params` and
+        `flops` among them, by column; NaN where a row has none.
+    decayed: 1 where the loss was read after the schedule's end, 0 where before, NaN where nothing says;
+        None for runs that are from no table.
     """
 
     run_id: tuple[str, ...]
@@ -62,6 +66,9 @@ class Runs:
     loss: np.ndarray
     loss_se: np.ndarray
     unique_tokens: np.ndarray | None = None
+    params_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    flops_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    decayed: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.unique_tokens is None:
@@ -78,7 +85,12 @@ class Runs:
         }
         names = ("params", "tokens", "flops", "loss", "loss_se", "unique_tokens")
         arrays = {name: getattr(self, name)[index] for name in names}
-        return Runs(**labels, **arrays)
+        offered = {
+            name: {column: values[index] for column, values in getattr(self, name).items()}
+            for name in ("params_columns", "flops_columns")
+        }
+        decayed = None if self.decayed is None else self.decayed[index]
+        return Runs(**labels, **arrays, **offered, decayed=decayed)
 
 
 @dataclass(frozen=True)
@@ -241,6 +253,7 @@ class Allocation:
 
     a and b hold their 90% intervals. `points` is what was regressed: envelope points, bracketed
     budgets, or for approach 3 the runs behind the fit. `reason` names any weakness ("" for none).
+    `method`: how approach 2 read the minima ("parabola", "cubic" or "joint"), "" for the others.
     """
 
     approach: int
@@ -250,12 +263,80 @@ class Allocation:
     tokens_factor: float
     points: int
     reason: str
+    method: str = ""
 
     def params_at(self, flops: np.ndarray) -> np.ndarray:
         return self.params_factor * np.asarray(flops, dtype=np.float64) ** self.a.value
 
     def tokens_at(self, flops: np.ndarray) -> np.ndarray:
         return self.tokens_factor * np.asarray(flops, dtype=np.float64) ** self.b.value
+
+
+@dataclass(frozen=True)
+class ReadingBias:
+    """What a reading of isoFLOP curves got wrong on noiseless losses of a known surface.
+
+    method: "parabola", "cubic" or "joint". grid: what it was read on (see `IsoflopBias`).
+    a, b: read less true exponent. log_params: log(N_opt read / true), extrapolated to
+    `IsoflopBias.flops`; minima: the same at each budget. None where there was no minimum to read,
+    or for a budget whose runs do not bracket theirs.
+    """
+
+    method: str
+    grid: str
+    a: float | None
+    b: float | None
+    log_params: float | None
+    minima: tuple[float | None, ...]
+
+    @property
+    def params_pct(self) -> float | None:
+        """Error of N_opt at the target, % of the true one."""
+        return None if self.log_params is None else 100 * float(np.expm1(self.log_params))
+
+
+@dataclass(frozen=True)
+class IsoflopBias:
+    """Approach 2's bias on the grid at hand, with the fitted `law` as the truth.
+
+    flops: the target; params: the true N_opt there; a, b: the true exponents; groups: the budgets.
+    methods: each reading on the grid "as run".
+    grids: the parabola where one cause after another is removed: every run of a budget at "equal
+        cost"; windows also "centred" on the optimum; windows also "narrow"; and, with equal cost
+        alone, the surface made "symmetric" about its optimum.
+    """
+
+    law: str
+    flops: float
+    params: float
+    a: float
+    b: float
+    groups: tuple[str, ...]
+    methods: tuple[ReadingBias, ...]
+    grids: tuple[ReadingBias, ...]
+
+    def on(self, grid: str) -> ReadingBias:
+        """The parabola's bias on one of the grids, or "as run"."""
+        return next(bias for bias in (*self.methods, *self.grids) if bias.grid == grid)
+
+    @property
+    def least(self) -> ReadingBias:
+        """The reading whose N_opt at the target is least off."""
+        seen = [bias for bias in self.methods if bias.log_params is not None]
+        return min(seen, key=lambda bias: abs(bias.log_params))
+
+    @property
+    def causes(self) -> dict[str, float]:
+        """What each cause adds to the parabola's log(N_opt read / true) at the target; they sum to it.
+        A wide window only shifts the vertex of an asymmetric curve, so "width" is what width and
+        asymmetry do together; "rest" is what narrow windows leave: a hundredth of that, and what a line
+        through true optima misses where they follow no exact power law. Empty where a parabola on one
+        of the grids has no minimum."""
+        chain = [self.on(grid).log_params for grid in ("as run", "equal cost", "centred", "narrow")]
+        if None in chain:
+            return {}
+        steps = [before - after for before, after in zip(chain[:-1], chain[1:], strict=True)]
+        return dict(zip(("unequal cost", "off centre", "width", "rest"), [*steps, chain[-1]], strict=True))
 
 
 @dataclass(frozen=True)
@@ -375,6 +456,56 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Convention:
+    """What is predicted where N and C are counted in one of the ways that the table offers.
+
+    params, flops: the columns counted by ("6·N·D" for the product). used: the analysis' own way.
+    target_params: the target's N counted so, and `mapping` how it was found.
+    loss: predicted, nats a token; a: N_opt ∝ C^a over the runs' budgets.
+    """
+
+    params: str
+    flops: str
+    used: bool
+    target_params: float
+    mapping: str
+    loss: float
+    a: float
+
+
+@dataclass(frozen=True)
+class ByConvention:
+    """One law fitted under each convention. `skipped`: those that could not be fitted, and why."""
+
+    law: str
+    target: Target
+    conventions: tuple[Convention, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def loss_spread(self) -> float:
+        """Farthest |log(loss / loss under the convention used)|."""
+        own = next(convention.loss for convention in self.conventions if convention.used)
+        return max(abs(float(np.log(convention.loss / own))) for convention in self.conventions)
+
+    @property
+    def a_range(self) -> tuple[float, float]:
+        exponents = [convention.a for convention in self.conventions]
+        return min(exponents), max(exponents)
+
+
+@dataclass(frozen=True)
+class HelpfulRun:
+    """A run to add. `error_left`: what it and those named before it would leave of the standard error
+    that the law's parameters give the prediction of the target, as a share of today's."""
+
+    params: float
+    tokens: float
+    flops: float
+    error_left: float
+
+
+@dataclass(frozen=True)
 class EntropyCheck:
     """The corpus' true entropy rate (nats a token) beside the fitted irreducible loss E."""
 
@@ -391,6 +522,9 @@ class Analysis:
     the user's own words). flops_kind: "exact" or "6·N·D".
     runs: what was fitted; rows: every row of the table; exclusions: those that were not fitted.
     problems: what a reader must know first, one sentence each, worst first.
+    remedies: approach 2 by its less biased readings; isoflop_bias: the bias of each, by law.
+    conventions: the judged target under each way of counting N and C, None where there is one alone.
+    advice: runs that would help most, where the verdict is not "supported".
     metadata: how to do it again (command, versions, corpus fingerprint, config, ...), in order.
     """
 
@@ -413,4 +547,8 @@ class Analysis:
     skipped: tuple[Skipped, ...] = ()
     problems: tuple[str, ...] = ()
     entropy: EntropyCheck | None = None
+    remedies: tuple[Allocation, ...] = ()
+    isoflop_bias: tuple[IsoflopBias, ...] = ()
+    conventions: ByConvention | None = None
+    advice: tuple[HelpfulRun, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)

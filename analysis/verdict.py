@@ -7,12 +7,24 @@ they stand here with names so that they can be argued with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import stats
 
-from analysis.rollout import budgets
-from analysis.values import BacktestRow, Isoflop, LawFit, Runs, Status, Target, Verdict
+from analysis.design import helpful_runs, in_words
+from analysis.patterns import clipped, robust_sd, trend
+from analysis.rollout import SAME_BUDGET, budgets
+from analysis.values import (
+    BacktestRow,
+    ByConvention,
+    Isoflop,
+    LawFit,
+    Runs,
+    Status,
+    Target,
+    Verdict,
+)
 
 FAR, TOO_FAR = 12.0, 110.0
 """Target FLOPs over the dearest fitted run's. Assumption: one decade, the usual last step of a sweep,
@@ -20,6 +32,16 @@ is ordinary, and beyond two no backtest inside a sweep can speak (10% slack for 
 
 FEW_BUDGETS, TOO_FEW_BUDGETS = 4, 3
 """Cost levels. Assumption: with two, a law's curvature is a guess."""
+
+NEARLY_AS_DEAR = 3.0
+"""Factor in cost to the dearest run within which sizes show where the optimum lies. Assumption: the
+optimum moves by about its square root."""
+
+FEW_RATIOS = 3
+"""Levels of D/N. Assumption: two give a slope between size and data, and no bend in it."""
+
+SAME_RATIO = 1.25
+"""Tokens a parameter that differ by less are one level: rounding D to whole steps. Assumption."""
 
 COLLINEAR = 0.1
 """Standard deviation of log(D/N) around its line in log N below which N and D were never varied
@@ -37,13 +59,37 @@ FAR_RATIO = 3.0
 COUNTS = 0.2
 """Weight from which a law's troubles are the prediction's. Assumption."""
 
+CREDIBLE = 1.5
+"""A law whose residuals are larger than the predicting law's by more than this factor is no witness
+against it. Assumption."""
+
+CHANCE = 0.01
+"""Probability of a pattern in the residuals of a right law from which it is told. Assumption: the
+three tests of it together warn wrongly in at most one sweep of thirty."""
+
+MATTERS = 0.5
+"""Share of the interval's half-width below which a pattern in the residuals is inside what the interval
+says anyhow. Assumption."""
+
+FEWEST_DEAREST, DEAREST_SHARE = 3, 0.1
+"""Runs whose mean residual speaks for the dear end, where the dearest budget has fewer. Assumption."""
+
+MANY_CHECKPOINTS, REGULAR = 6, 0.1
+"""Rows of one cluster and size, and the largest relative spread of their steps in D, that look like
+checkpoints of one run. Assumption."""
+
 Finding = tuple[Verdict, str]
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What a prediction rests on. `half_width` of the 90% interval, in log loss; `scale` as in
-    rollout.Calibration; fits and by_law by law name, weights of those laws that predict."""
+    rollout.Calibration; fits and by_law by law name, weights of those laws that predict.
+
+    slopes: d log L / d theta of each law at its fit, [run, unknown] by name; conventions: what other
+    ways of counting N and C say, None where the table offers one alone; optimum: the compute-optimal N
+    at the dearest run's cost, by the laws that predict, None where unknown.
+    """
 
     runs: Runs
     fits: Mapping[str, LawFit]
@@ -55,14 +101,23 @@ class Evidence:
     backtests: Sequence[BacktestRow]
     isoflops: Sequence[Isoflop]
     target: Target
+    slopes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    conventions: ByConvention | None = None
+    optimum: float | None = None
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, tuple[str, ...]]:
-    """The worst finding decides; all are told, worst first, then what speaks for the prediction."""
+    """The worst finding decides; all are told, worst first, then which runs would help, what to mind,
+    and what speaks for the prediction."""
     findings = [finding for check in CHECKS for finding in check(evidence)]
     findings.sort(key=lambda finding: finding[0] != Verdict.NOT_SUPPORTED)
     verdict = findings[0][0] if findings else Verdict.SUPPORTED
-    return verdict, (*(reason for _, reason in findings), *_in_favour(evidence))
+    return verdict, (
+        *(reason for _, reason in findings),
+        *_advice(evidence),
+        *_notes(evidence),
+        *_in_favour(evidence),
+    )
 
 
 def _distance(e: Evidence) -> Iterator[Finding]:
@@ -77,21 +132,37 @@ def _distance(e: Evidence) -> Iterator[Finding]:
 
 
 def _levels(e: Evidence) -> Iterator[Finding]:
-    levels = len(budgets(e.runs.flops))
+    levels = _count_levels(e.runs.flops, SAME_BUDGET)
     if levels < TOO_FEW_BUDGETS:
         yield (
             Verdict.NOT_SUPPORTED,
-            f"the runs have {levels} cost levels; a law needs {TOO_FEW_BUDGETS} or more",
+            f"the runs have {levels} cost level{'s' * (levels > 1)}; a law needs {TOO_FEW_BUDGETS} or more",
         )
     elif levels < FEW_BUDGETS:
         yield Verdict.WEAK, f"the runs have only {levels} cost levels"
 
 
-def _collinear(e: Evidence) -> Iterator[Finding]:
-    log_n, log_d = np.log(e.runs.params), np.log(e.runs.tokens)
+def _count_levels(values: np.ndarray, same: float) -> int:
+    """Levels that lie apart by the ratio `same` or more: each begins at its least value, so that a dense
+    cloud counts for the range it covers."""
+    levels, least = 0, 0.0
+    for value in np.sort(values):
+        if not levels or value >= same * least:
+            levels, least = levels + 1, value
+    return levels
+
+
+def _line(runs: Runs) -> tuple[np.ndarray, float]:
+    """log D = c0 + c1·log N through the runs, and the standard deviation about it."""
+    log_n, log_d = np.log(runs.params), np.log(runs.tokens)
     design = np.column_stack([np.ones_like(log_n), log_n])
     line = np.linalg.lstsq(design, log_d, rcond=None)[0]
-    apart = float(np.std(log_d - design @ line))
+    return line, float(np.std(log_d - design @ line))
+
+
+def _collinear(e: Evidence) -> Iterator[Finding]:
+    line, apart = _line(e.runs)
+    ratios = _count_levels(e.runs.tokens / e.runs.params, SAME_RATIO)
     if apart < COLLINEAR:
         away = abs(np.log(e.target.tokens) - line[0] - line[1] * np.log(e.target.params))
         verdict = Verdict.NOT_SUPPORTED if away > 3 * COLLINEAR else Verdict.WEAK
@@ -103,6 +174,8 @@ def _collinear(e: Evidence) -> Iterator[Finding]:
                 f"cannot be told apart; the target lies {where}"
             ),
         )
+    elif ratios < FEW_RATIOS:
+        yield Verdict.WEAK, f"the runs have only {ratios} levels of tokens a parameter"
 
 
 def _ratio(e: Evidence) -> Iterator[Finding]:
@@ -118,16 +191,34 @@ def _ratio(e: Evidence) -> Iterator[Finding]:
 
 
 def _brackets(e: Evidence) -> Iterator[Finding]:
-    open_ended = [curve.group for curve in e.isoflops if not curve.bracketed]
-    if open_ended:
-        verdict = Verdict.WEAK
-        yield (
-            verdict,
-            (
-                f"the optimum is not bracketed in {len(open_ended)} of {len(e.isoflops)} budgets "
-                f"({', '.join(open_ended[:4])}{', ...' if len(open_ended) > 4 else ''})"
-            ),
-        )
+    if _planned(e.runs):
+        open_ended = [curve.group for curve in e.isoflops if not curve.bracketed]
+        if open_ended:
+            yield (
+                Verdict.WEAK,
+                (
+                    f"the optimum is not bracketed in {len(open_ended)} of {len(e.isoflops)} budgets "
+                    f"({', '.join(open_ended[:4])}{', ...' if len(open_ended) > 4 else ''})"
+                ),
+            )
+    elif e.optimum is not None:
+        dear = e.runs.params[e.runs.flops >= e.runs.flops.max() / NEARLY_AS_DEAR]
+        if not dear.min() <= e.optimum <= dear.max():
+            yield (
+                Verdict.WEAK,
+                (
+                    f"the optimal size at the dearest run's cost, {e.optimum:.3g}, lies outside the sizes that "
+                    f"were run near that cost ({dear.min():.3g} to {dear.max():.3g})"
+                ),
+            )
+
+
+def _planned(runs: Runs) -> bool:
+    """Were the runs planned as budgets? By their labels, or by FLOPs that stand in tight groups of three
+    and more; elsewhere runs of nearly equal cost meet by chance, and their curve says little."""
+    levels = budgets(runs.flops)
+    tight = all(runs.flops[level].max() < SAME_BUDGET**2 * runs.flops[level].min() for level in levels)
+    return any(runs.group) or (tight and len(runs) >= 3 * len(levels))
 
 
 def _fits(e: Evidence) -> Iterator[Finding]:
@@ -140,10 +231,99 @@ def _fits(e: Evidence) -> Iterator[Finding]:
 
 
 def _agreement(e: Evidence) -> Iterator[Finding]:
-    lo, hi = min(e.by_law.values()), max(e.by_law.values())
+    own = max((e.fits[name].rms_pct for name in e.weights if name in e.fits), default=np.inf)
+    heard = {
+        name: loss
+        for name, loss in e.by_law.items()
+        if name not in e.fits
+        or name in e.weights
+        or (e.fits[name].status != Status.NOT_CONVERGED and e.fits[name].rms_pct <= CREDIBLE * own)
+    }
+    lo, hi = min(heard.values()), max(heard.values())
     if np.log(hi / lo) > 2 * e.half_width:
-        said = ", ".join(f"{name} {loss:.4f}" for name, loss in e.by_law.items())
+        said = ", ".join(f"{name} {loss:.4f}" for name, loss in heard.items())
         yield Verdict.WEAK, f"the laws disagree by more than the interval is wide ({said})"
+
+
+def _patterns(e: Evidence) -> Iterator[Finding]:
+    """A predicting law's residuals still bend along C or along D/N: it cannot have the right form there."""
+    runs = e.runs
+    for name in _predicting(e):
+        residuals = clipped(e.fits[name].log_residuals)
+        base = np.column_stack([np.ones(len(runs)), e.slopes.get(name, np.empty((len(runs), 0)))])
+        for what, values in (("compute", runs.flops), ("tokens a parameter", runs.tokens / runs.params)):
+            x = np.log(values) - np.log(values).mean()
+            chance, size = trend(residuals, base, np.column_stack([x, x * x]), runs.cluster)
+            if chance <= CHANCE and size > MATTERS * e.half_width:
+                yield (
+                    Verdict.WEAK,
+                    (
+                        f"residuals of the {name} law have a trend along {what} of {100 * size:.2g}% of the "
+                        f"loss (root mean square; chance {chance:.1g})"
+                    ),
+                )
+
+
+def _dear_end(e: Evidence) -> Iterator[Finding]:
+    """The dearest runs, next to which the prediction goes on, lie on one side of a predicting law."""
+    dearest = budgets(e.runs.flops)[-1]
+    if len(dearest) < FEWEST_DEAREST:
+        count = max(FEWEST_DEAREST, int(DEAREST_SHARE * len(e.runs)))
+        dearest = np.argsort(e.runs.flops, kind="stable")[-count:]
+    clusters = np.array(e.runs.cluster)[dearest]
+    for name in _predicting(e):
+        fit = e.fits[name]
+        freedom = max(len(e.runs) - len(fit.parameters), 1)
+        means = [fit.log_residuals[dearest[clusters == cluster]].mean() for cluster in np.unique(clusters)]
+        if len(means) < FEWEST_DEAREST:
+            continue
+        middle = float(np.median(means))
+        noise = robust_sd(fit.log_residuals) * np.sqrt(len(e.runs) / freedom)
+        error = float(np.sqrt(np.pi / 2 / len(means)) * noise)  # of a median of normals
+        if abs(middle) > max(stats.t.ppf(1 - CHANCE / 2, freedom) * error, MATTERS * e.half_width):
+            side = "above" if middle > 0 else "below"
+            yield (
+                Verdict.WEAK,
+                (
+                    f"the dearest {len(dearest)} runs lie {100 * abs(middle):.2g}% {side} the {name} law in "
+                    f"the median (standard error {100 * error:.2g}%)"
+                ),
+            )
+
+
+def _predicting(e: Evidence) -> list[str]:
+    """Laws with a say whose residuals are those of the runs."""
+    return [
+        name
+        for name, weight in e.weights.items()
+        if weight >= COUNTS and name in e.fits and e.fits[name].run_ids == e.runs.run_id
+    ]
+
+
+def _conventions(e: Evidence) -> Iterator[Finding]:
+    if e.conventions and e.conventions.loss_spread > e.half_width:
+        said = ", ".join(
+            f"{loss:.4f} by {params}"
+            for params, loss in {c.params: c.loss for c in e.conventions.conventions}.items()
+        )
+        yield (
+            Verdict.WEAK,
+            f"what N counts changes the prediction by more than the interval holds ({said})",
+        )
+
+
+def _decays(e: Evidence) -> Iterator[Finding]:
+    if e.runs.decayed is None:
+        return
+    before = int(np.sum(e.runs.decayed == 0))
+    if before:
+        yield (
+            Verdict.WEAK,
+            (
+                f"{before} of {len(e.runs)} losses were read before their schedule had ended: they are higher "
+                "than those of finished runs, and a law of them predicts no finished run"
+            ),
+        )
 
 
 def _rollouts(e: Evidence) -> Iterator[Finding]:
@@ -176,10 +356,39 @@ CHECKS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     _width,
     _fits,
     _rollouts,
+    _patterns,
+    _dear_end,
     _agreement,
+    _conventions,
+    _decays,
     _brackets,
     _ratio,
 )
+
+
+def _advice(e: Evidence) -> Iterator[str]:
+    """Where the interval is wide, or size and data were never varied apart."""
+    if e.half_width > WIDE or _line(e.runs)[1] < COLLINEAR:
+        helpful = helpful_runs(e.runs, e.target, e.fits.get("separable"))
+        yield f"runs that would help most: {in_words(helpful)}"
+
+
+def _notes(e: Evidence) -> Iterator[str]:
+    """What looks like checkpoints of one schedule, where the table does not say."""
+    if e.runs.decayed is not None and np.isfinite(e.runs.decayed).all():
+        return
+    labels = np.array([f"{cluster}\0{size:.10g}" for cluster, size in zip(e.runs.cluster, e.runs.params)])
+    rows = 0
+    for label in np.unique(labels):
+        tokens = np.unique(e.runs.tokens[labels == label])
+        steps = np.diff(tokens)
+        if len(tokens) >= MANY_CHECKPOINTS and np.std(steps) <= REGULAR * np.mean(steps):
+            rows += int(np.sum(labels == label))
+    if rows:
+        yield (
+            f"{rows} of {len(e.runs)} rows look like checkpoints of one run (one size, D in equal steps): if the "
+            "rate had not decayed when their loss was read, the law is one of unfinished runs"
+        )
 
 
 def _in_favour(e: Evidence) -> Iterator[str]:

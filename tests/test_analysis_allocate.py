@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,18 @@ def test_optimum_minimises_the_law_under_an_inexact_6nd(noiseless):
         sizes = np.exp(best + np.linspace(-1, 1, 2001))
         loss, _ = member.log_loss(as_runs(sizes, rule.tokens(1e12, sizes), np.ones(2001)))
         assert abs(np.log(sizes[np.argmin(loss)]) - best) < 2e-3
+
+
+def test_a_law_without_a_closed_form_is_searched_and_its_optimum_is_the_same(noiseless):
+    _, rule, members = noiseless
+    for member in members:
+        names = {"A": "size", "B": "data"}
+        unknowns = tuple(names.get(name, name) for name in member.law.unknowns)
+        renamed = replace(member, law=replace(member.law, unknowns=unknowns))
+        flops = np.array([1e11, 1e13])
+        thetas = np.vstack([member.theta, member.draws[:5]])
+        found = optimal_log_params(renamed, thetas, rule, flops)
+        np.testing.assert_allclose(found, optimal_log_params(member, thetas, rule, flops), atol=1e-3)
 
 
 def test_parabolas_find_optima_and_exponent_of_a_smooth_surface(noiseless):
