@@ -153,7 +153,10 @@ def solve_near(
     most = max(1, BATCH_ELEMENTS // len(residual))
     parts = [slice(first, first + most) for first in range(0, len(weights), most)]
     proposal = np.concatenate(
-        [_solve_linearised(problem, theta, residual, slope[0], weights[part], anchors[part]) for part in parts]
+        [
+            _solve_linearised(problem, theta, residual, slope[0], weights[part], anchors[part])
+            for part in parts
+        ]
     )
     return _descend(
         problem,
@@ -173,11 +176,15 @@ def polish(problem: Problem, theta: np.ndarray) -> Solution:
     Newton's method on the gradient, with the objective's full curvature by central differences of
     it: the objective itself is flat to half its digits around an optimum.
     """
-    weights, anchors = np.ones((1, len(problem.log_loss))) * problem.weights, _anchors(problem, None, (1, len(theta)))
+    weights, anchors = (
+        np.ones((1, len(problem.log_loss))) * problem.weights,
+        _anchors(problem, None, (1, len(theta))),
+    )
     here = _solution(problem, theta[None], weights, anchors)
     for _ in range(POLISHES):
-        value, slope = problem.law.evaluate(here.theta, problem.X)
-        nudge = POLISH_STEP / np.maximum(np.sqrt(np.mean(slope[0] ** 2, axis=0)), 1e-300)
+        _, slope = problem.law.evaluate(here.theta, problem.X)
+        size = np.sqrt(np.mean(slope[0] ** 2, axis=0))
+        nudge = POLISH_STEP / np.maximum(size, POLISH_STEP * size.max())
         around = np.vstack([here.theta + np.diag(nudge), here.theta - np.diag(nudge), here.theta])
         state = _look(problem, around, np.repeat(weights, len(around), 0), anchors, problem.delta)
         gradient, _ = _derivatives(problem, state, around, anchors, np.zeros(len(around)))
@@ -199,7 +206,10 @@ def polish(problem: Problem, theta: np.ndarray) -> Solution:
 def condition(problem: Problem, theta: np.ndarray) -> float:
     """Condition number of the curvature of reweighted least squares at theta [unknown], scaled to a unit
     diagonal, over the parameters on no bound; inf where one of them changes no fitted loss."""
-    weights, anchors = np.ones((1, len(problem.log_loss))) * problem.weights, _anchors(problem, None, (1, len(theta)))
+    weights, anchors = (
+        np.ones((1, len(problem.log_loss))) * problem.weights,
+        _anchors(problem, None, (1, len(theta))),
+    )
     state = _look(problem, theta[None], weights, anchors, problem.delta)
     _, curvature = _derivatives(problem, state, theta[None], anchors, np.ones(1))
     free = (theta > problem.lower) & (theta < problem.upper)
