@@ -13,8 +13,9 @@ from scipy.optimize import minimize
 
 from analysis.fit import DELTA, as_problem, fit_law, noise_weights, solve
 from analysis.laws import COUPLED, KAPLAN_PARAMS, LAWS, REPEATED, SEPARABLE, SHRUNK
+from analysis.optimum import condition, polish
+from analysis.penalty import huber, penalty
 from analysis.resample import cluster_weights, refit
-from analysis.solver import condition, huber, penalty, polish
 from analysis.table import as_runs
 from analysis.values import Status
 
