@@ -92,7 +92,8 @@ def solve(
     anchors: np.ndarray | None = None,
     knees: tuple[float, ...] = KNEES,
 ) -> Solution:
-    """Minimise sum_i w_i Huber(log L_fit(i) - log L_i) from each start, from soft knee to hard.
+    """Minimise sum_i w_i penalty(log L_fit(i) - log L_i) from each start, from soft knee to hard, where
+    w_i is the run's weight in `problem` times the one given here.
 
     With a prior, sum_j precision_j·(theta_j - anchor_j)²/2 is added.
 
@@ -150,6 +151,7 @@ def solve_near(
 
 
 def solution_at(problem: Problem, theta: np.ndarray, weights: np.ndarray, anchors: np.ndarray) -> Solution:
+    """theta [batch, unknown] as it stands, under effective weights [batch, run]."""
     state = look(problem, theta, weights, anchors, problem.delta)
     gradient, curvature = derivatives(problem, state, theta, anchors, np.zeros(len(theta)))
     scaled = _scaled_gradient(problem, theta, state.objective, gradient, curvature)
@@ -157,6 +159,7 @@ def solution_at(problem: Problem, theta: np.ndarray, weights: np.ndarray, anchor
 
 
 def anchors_of(problem: Problem, anchors: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
+    """[batch, unknown]: the prior's mean where None are given, 0 without a prior."""
     if anchors is None:
         anchors = np.array(problem.law.prior.mean) if problem.law.prior else np.zeros(shape[1])
     return np.broadcast_to(anchors, shape)
@@ -165,9 +168,8 @@ def anchors_of(problem: Problem, anchors: np.ndarray | None, shape: tuple[int, i
 @dataclass(frozen=True, eq=False)
 class State:
     """A batch at one theta: residual log L_fit - log L [batch, run] and its slope [batch, run, unknown];
-    the penalty's derivative w·psi by the residual
-    (`pull`), its ratio w·psi/r to the residual (`chord`) and whether that lies inside the knee, each
-    [batch, run]; objective [batch]."""
+    the penalty's derivative w·psi by the residual (`pull`), its ratio w·psi/r to the residual (`chord`)
+    and whether that lies inside the knee, each [batch, run]; objective [batch]."""
 
     residual: np.ndarray
     slope: np.ndarray
@@ -183,6 +185,7 @@ def look(
     value, slope = problem.law.evaluate(theta, problem.X)
     residual = value - problem.log_loss
     pull, chord, inside, cost = _penalise(problem, residual, weights, delta)
+    slope = np.require(slope, requirements="W")  # a law's own broadcast view is not
     return State(residual, slope, pull, chord, inside, cost + _prior_cost(problem, theta, anchors))
 
 
@@ -267,9 +270,7 @@ def _descend(
         state = look(problem, now, w, anchor, delta)
         gain = reached[active] - state.objective
         worse = ~(gain > 0)  # not a number, too
-        promise = promised[active]
-        factor = np.where(gain > KEPT * promise, FALL, np.where(gain < BROKEN * promise, RISE / 2, 1.0))
-        damping[active] = np.clip(damping[active] * np.where(worse, RISE, factor), 1e-12, 1e9)
+        damping[active] = _damp(damping[active], gain, promised[active])
         idle = np.where(worse, damping[active] > HOPELESS, gain <= EXACT * reached[active])
         stalled[active] = np.where(gain > EXACT * reached[active], 0, stalled[active] + idle)
         spent[active] += 1
@@ -298,6 +299,12 @@ def _descend(
         stay = ~done & (stalled[active] < STALLED) & (spent[active] < iterations)
         pending = np.concatenate([active[stay], pending[most:]])
     return kept
+
+
+def _damp(damping: np.ndarray, gain: np.ndarray, promised: np.ndarray) -> np.ndarray:
+    """The next step's damping, [batch], from the last one's gain and what it had promised."""
+    factor = np.where(gain > KEPT * promised, FALL, np.where(gain < BROKEN * promised, RISE / 2, 1.0))
+    return np.clip(damping * np.where(gain > 0, factor, RISE), 1e-12, 1e9)
 
 
 def _search(

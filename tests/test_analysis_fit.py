@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from analysis.laws import COUPLED, KAPLAN_PARAMS, LAWS, REPEATED, SEPARABLE, SHR
 from analysis.optimum import condition, polish
 from analysis.penalty import huber, penalty
 from analysis.resample import cluster_weights, refit
-from analysis.table import as_runs
+from analysis.store import as_json
+from analysis.table import as_runs, read_table
 from analysis.values import Status
 
 DATA = Path(os.environ.get("SCALING_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -159,6 +161,13 @@ def test_an_easy_problem_has_one_basin_and_a_modest_condition():
     assert condition(problem, theta) == fit.condition
 
 
+def test_a_fit_without_a_knee_can_be_written_as_json():
+    fit, *_ = fit_law(SEPARABLE, sweep(), loss="least_squares")
+    written = json.loads(json.dumps(as_json(fit), allow_nan=False))
+    assert written["delta"] is None
+    assert written["basins"][0]["values"]["E"] == pytest.approx(fit.values["E"])
+
+
 def test_two_basins_are_both_told():
     """One wave fitted to the sum of two: either will do, and the slower one does a little better."""
 
@@ -296,3 +305,17 @@ def test_as_problem_takes_what_fit_law_takes():
     assert (problem.delta, problem.tau, problem.weights.sum()) == (0.01, 0.3, 84.0)
     X = problem.at(params=np.array([1e6, 1e9]), tokens=np.array([1e8, 1e11]))
     np.testing.assert_allclose(X + problem.centre, np.log([[1e6, 1e8], [1e9, 1e11]]))
+
+
+# --- tables ------------------------------------------------------------------------------------------
+
+
+def test_unique_tokens_and_standard_errors_are_read_from_a_table(tmp_path):
+    (tmp_path / "runs.csv").write_text(
+        "params,tokens,loss,loss_se,unique_tokens\n1e6,1e8,3.0,0.01,5e7\n1e7,1e9,2.5,,\n"
+    )
+    runs = read_table(tmp_path / "runs.csv").runs
+    np.testing.assert_array_equal(runs.unique_tokens, [5e7, np.nan])
+    np.testing.assert_array_equal(runs.loss_se, [0.01, np.nan])
+    np.testing.assert_array_equal(runs.take(np.array([1, 0])).unique_tokens, [np.nan, 5e7])
+    assert np.isnan(replace(runs, unique_tokens=None).unique_tokens).all()
