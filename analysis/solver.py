@@ -155,7 +155,8 @@ def solution_at(problem: Problem, theta: np.ndarray, weights: np.ndarray, anchor
     state = look(problem, theta, weights, anchors, problem.delta)
     gradient, curvature = derivatives(problem, state, theta, anchors, np.zeros(len(theta)))
     scaled = _scaled_gradient(problem, theta, state.objective, gradient, curvature)
-    return Solution(theta, state.objective, scaled)
+    objective = np.where(np.isfinite(state.objective), state.objective, np.inf)
+    return Solution(theta, objective, scaled)
 
 
 def anchors_of(problem: Problem, anchors: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray:
@@ -182,9 +183,10 @@ class State:
 def look(
     problem: Problem, theta: np.ndarray, weights: np.ndarray, anchors: np.ndarray, delta: float
 ) -> State:
-    value, slope = problem.law.evaluate(theta, problem.X)
-    residual = value - problem.log_loss
-    pull, chord, inside, cost = _penalise(problem, residual, weights, delta)
+    with np.errstate(over="ignore", invalid="ignore"):  # a wild trial overflows, and is then refused
+        value, slope = problem.law.evaluate(theta, problem.X)
+        residual = value - problem.log_loss
+        pull, chord, inside, cost = _penalise(problem, residual, weights, delta)
     slope = np.require(slope, requirements="W")  # a law's own broadcast view is not
     return State(residual, slope, pull, chord, inside, cost + _prior_cost(problem, theta, anchors))
 
