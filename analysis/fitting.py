@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.laws import Law
-from analysis.solver import Problem, Solution, condition, huber, penalty, polish, sides, solve
+from analysis.optimum import condition, polish
+from analysis.penalty import huber, penalty, sides
+from analysis.solver import Problem, Solution, solve
 from analysis.values import Basin, LawFit, Parameter, Runs, Status
 
 __all__ = ["DELTA", "LOSSES", "Problem", "as_problem", "fit_law", "huber", "solve", "with_prior"]

@@ -35,16 +35,26 @@ def cluster_weights(runs: Runs, needed: int, resamples: int = RESAMPLES, seed: i
     clusters = cluster.max() + 1
     points = np.column_stack([runs.params, runs.tokens])
     point = np.unique(points, axis=0, return_inverse=True)[1].ravel()
-    membership = np.zeros((len(runs), point.max() + 1))
-    membership[np.arange(len(runs)), point] = 1.0
-    if membership.shape[1] < needed:
-        raise ValueError(f"the bootstrap needs {needed} distinct runs; there are {membership.shape[1]}")
+    distinct = int(point.max()) + 1
+    if distinct < needed:
+        raise ValueError(f"the bootstrap needs {needed} distinct runs; there are {distinct}")
     kept: list[np.ndarray] = []
     while sum(map(len, kept)) < resamples:
-        drawn = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
-        weights = drawn[:, cluster].astype(np.float64)
-        kept.append(weights[((weights @ membership) > 0).sum(axis=1) >= needed])
+        drawn = generator.integers(0, clusters, (resamples, clusters))
+        drawn += np.arange(resamples)[:, None] * clusters
+        counts = np.bincount(drawn.ravel(), minlength=resamples * clusters).reshape(resamples, clusters)
+        weights = counts[:, cluster].astype(np.float64)
+        kept.append(weights[_distinct(weights > 0, point, distinct) >= needed])
     return np.concatenate(kept)[:resamples]
+
+
+def _distinct(there: np.ndarray, point: np.ndarray, points: int) -> np.ndarray:
+    """How many of `points` the runs that are there [resample, run] lie at, int64[resample]."""
+    if points == len(point):
+        return there.sum(axis=1)
+    membership = np.zeros((len(point), points))
+    membership[np.arange(len(point)), point] = 1.0
+    return ((there @ membership) > 0).sum(axis=1)
 
 
 def refit(problem: Problem, theta: np.ndarray, weights: np.ndarray, seed: int = SEED) -> np.ndarray:

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import os
 from collections.abc import Sequence
 from enum import Enum
@@ -75,7 +76,8 @@ def fitted_range(runs: Runs) -> dict[str, tuple[float, float]]:
 
 
 def as_json(value: Any) -> Any:
-    """Dataclasses, enums, mappings and arrays as what JSON can hold."""
+    """Dataclasses, enums, mappings and arrays as what JSON can hold; a knee or condition of infinity is
+    null."""
     if dataclasses.is_dataclass(value):
         return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
@@ -84,6 +86,8 @@ def as_json(value: Any) -> Any:
         return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
+    if isinstance(value, float) and math.isinf(value):
+        return None
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 

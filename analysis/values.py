@@ -185,7 +185,7 @@ class LawFit:
     run_ids: tuple[str, ...]
     loss: str = "huber"
     tau: float = 0.5
-    condition: float = float("nan")
+    condition: float | None = None
     basins: tuple[Basin, ...] = ()
     weights: np.ndarray | None = None
 

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from analysis.fitting import DELTA, as_problem, fit_law, huber, solve, with_prior
-from analysis.laws import COMPUTE, COUPLED, LAWS, SEPARABLE, SHRUNK, Prior, nonnegative_least_squares
+from analysis.laws import (
+    BROKEN,
+    COMPUTE,
+    COUPLED,
+    FARSEER,
+    KAPLAN,
+    KAPLAN_PARAMS,
+    KAPLAN_TOKENS,
+    LAWS,
+    REPEATED,
+    ROSENFELD,
+    SEPARABLE,
+    SHRUNK,
+    Prior,
+    check_law,
+    load,
+    load_law,
+    nonnegative_least_squares,
+)
 from analysis.table import as_runs
 from analysis.values import Status
 
@@ -16,18 +35,32 @@ TRUTH = {
     "separable": {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.31},
     "coupled": {"E": 1.6, "A": 900.0, "B": 2500.0, "a": 0.4, "b": 0.38, "k": 0.8},
     "shrunk": {"E": 1.6, "A": 900.0, "B": 2500.0, "a": 0.4, "b": 0.38, "k": 0.8},
+    "kaplan": {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
+    "kaplan_params": {"N_c": 8.8e13, "alpha_N": 0.076},
+    "kaplan_tokens": {"D_c": 5.4e13, "alpha_D": 0.095},
+    "rosenfeld": {"c": 1.5, "b": 900.0, "a": 3000.0, "beta": 0.36, "alpha": 0.35, "eps0": 9.0},
+    "farseer": {"a3": -0.021, "b3": 0.69, "gamma": 0.169, "a2": 88.0, "b2": -6.29, "beta": -0.1}
+    | {"a1": -0.124, "b1": 0.424, "alpha": 0.123},
+    "repeated": {"E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.353, "beta": 0.34, "rd": 15.4, "rn": 5.3},
+    "power": {"a": 30.0, "b": -0.05},
     "compute": {"E": 1.5, "a": 60.0, "b": -0.12},
+    "broken": {"E": 1.2, "b": 200.0, "c0": 0.14, "c1": -0.08, "d": 3e17, "f": 0.6},
 }
 
 
 def grid(seed: int = 0, noise: float = 0.0, law=SEPARABLE):
-    """Seven sizes by six token counts, with losses of the law's TRUTH."""
+    """Seven sizes by six token counts, of which 1e8, 1e9 or 4e9 are unique, with losses of the law's
+    TRUTH."""
     params, tokens = (g.ravel() for g in np.meshgrid(np.geomspace(1e6, 1e9, 7), np.geomspace(1e8, 1e11, 6)))
+    unique = np.minimum(tokens, np.tile([1e8, 1e9, 4e9], 14))
     flops = 6 * params * tokens
-    loss = law.loss_at(TRUTH[law.name], params=params, tokens=tokens, flops=flops)
-    return as_runs(
-        params, tokens, loss * np.exp(noise * np.random.default_rng(seed).standard_normal(len(loss)))
-    )
+    loss = law.loss_at(TRUTH[law.name], params=params, tokens=tokens, flops=flops, unique_tokens=unique)
+    wobble = np.exp(noise * np.random.default_rng(seed).standard_normal(len(loss)))
+    return as_runs(params, tokens, loss * wobble, unique_tokens=unique)
+
+
+def columns(runs):
+    return {name: getattr(runs, name) for name in ("params", "tokens", "unique_tokens", "flops")}
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
@@ -50,7 +83,7 @@ def test_solver_and_natural_coordinates_say_the_same_loss(law):
     problem = as_problem(law, runs)
     theta = law.start(problem.X, runs.loss, np.ones(len(runs)))[:1]
     natural = dict(zip(law.unknowns, law.natural(theta, problem.centre)[0], strict=True))
-    said = law.loss_at(natural, params=runs.params, tokens=runs.tokens, flops=runs.flops)
+    said = law.loss_at(natural, **columns(runs))
     np.testing.assert_allclose(said, np.exp(law.evaluate(theta, problem.X)[0][0]), rtol=1e-10)
 
 
@@ -64,6 +97,166 @@ def test_a_law_without_noise_is_recovered(law):
         assert fit.values[name] == pytest.approx(value, rel=1e-3), name
     assert fit.status == Status.CONVERGED
     assert np.abs(fit.log_residuals).max() < 1e-6
+
+
+FAR = {"params": 1e11, "tokens": 3e12, "unique_tokens": 4e11, "flops": 1.8e24}
+IN = {"params": 1e-6, "tokens": 1e-9, "unique_tokens": 1e-9, "flops": 1e-18}
+
+
+def units_of(law):
+    """Farseer's is a law of D in tokens alone, as it says."""
+    return {**IN, "tokens": 1.0} if law is FARSEER else IN
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
+def test_units_change_no_prediction(law):
+    """N in millions, D in billions, C in exaFLOPs, loss in bits: the run at FAR is predicted alike."""
+    runs, units = grid(noise=0.004, law=law, seed=3), units_of(law)
+    scaled = replace(
+        runs,
+        **{name: column * units[name] for name, column in columns(runs).items()},
+        loss=runs.loss / np.log(2),
+    )
+    ones, others = fit_law(law, runs)[0], fit_law(law, scaled)[0]
+    far = law.loss_at(ones.values, **FAR)
+    said = law.loss_at(others.values, **{name: FAR[name] * units[name] for name in FAR})
+    assert said * np.log(2) == pytest.approx(float(far), rel=1e-9)
+    np.testing.assert_allclose(others.log_residuals, ones.log_residuals, atol=1e-9)
+    assert others.objective == pytest.approx(ones.objective, rel=1e-9)
+    assert others.condition == pytest.approx(ones.condition, rel=1e-3)
+
+
+SCALES = {  # what the docstrings say of N times 1e-6, D times 1e-3 and L times 3, C times 1e-9
+    "separable": {"E": (0, 0, 1), "A": ("alpha", 0, 1), "B": (0, "beta", 1)},
+    "kaplan": {"N_c": (1, 0, "1/alpha_N"), "D_c": (0, 1, "1/alpha_D")},
+    "rosenfeld": {"c": (0, 0, 1), "b": ("beta", 0, 1), "a": (0, "alpha", 1), "eps0": (0, 0, 1)},
+    "repeated": {"E": (0, 0, 1), "A": ("alpha", 0, 1), "B": (0, "beta", 1), "rd": (0, 0, 0), "rn": (0, 0, 0)},
+    "farseer": {"a1": ("-alpha", 0, 0), "a2": ("-beta", 0, 0), "a3": ("-gamma", 0, 0)},
+}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_units_change_the_parameters_as_the_docstring_says(name):
+    law, truth = LAWS[name], TRUTH[name]
+    runs = grid(law=law)
+    by_N, by_D, by_L = 1e-6, 1.0 if law is FARSEER else 1e-3, 3.0
+    scaled = replace(
+        runs,
+        params=runs.params * by_N,
+        tokens=runs.tokens * by_D,
+        unique_tokens=runs.unique_tokens * by_D,
+        loss=runs.loss * by_L,
+    )
+    fit = fit_law(law, scaled)[0]
+    for unknown, powers in SCALES[name].items():
+        exponents = [eval(str(power), {}, truth) for power in powers]
+        factor = by_N ** exponents[0] * by_D ** exponents[1] * by_L ** exponents[2]
+        assert fit.values[unknown] == pytest.approx(truth[unknown] * factor, rel=1e-3), unknown
+    if law is FARSEER:
+        assert fit.values["b3"] == pytest.approx(truth["b3"] + np.log(by_L), rel=1e-3)
+        assert fit.values["b2"] == pytest.approx(truth["b2"] + np.log(by_L), rel=1e-3)
+
+
+def test_kaplans_law_has_its_limits():
+    """N without bound leaves L(D), D without bound L(N) (Kaplan et al. 2020, section 4.1)."""
+    values, reach = TRUTH["kaplan"], np.array([1e7, 1e9])
+    by_N = KAPLAN.loss_at(values, params=reach, tokens=1e40)
+    np.testing.assert_allclose(by_N, KAPLAN_PARAMS.loss_at(values, params=reach), rtol=1e-6)
+    by_D = KAPLAN.loss_at(values, params=1e60, tokens=reach)
+    np.testing.assert_allclose(by_D, KAPLAN_TOKENS.loss_at(values, tokens=reach), rtol=1e-6)
+
+
+def test_no_loss_of_rosenfelds_exceeds_its_ceiling_and_far_below_it_is_the_separable_law():
+    values = TRUTH["rosenfeld"]
+    assert ROSENFELD.loss_at(values, params=1.0, tokens=1.0) == pytest.approx(9.0, rel=1e-4)
+    high = {**values, "eps0": 1e6}
+    bare = {"E": 1.5, "A": 900.0, "B": 3000.0, "alpha": 0.36, "beta": 0.35}
+    np.testing.assert_allclose(
+        ROSENFELD.loss_at(high, params=1e8, tokens=1e9), SEPARABLE.loss_at(bare, params=1e8, tokens=1e9)
+    )
+
+
+def test_muennighoffs_law_without_repetition_or_excess_is_the_separable_one():
+    values = TRUTH["repeated"]
+    once = REPEATED.loss_at(values, params=1e8, tokens=1e10, unique_tokens=1e10)
+    assert float(once) == pytest.approx(float(SEPARABLE.loss_at(values, params=1e8, tokens=1e10)), rel=1e-12)
+    more = REPEATED.loss_at(values, params=1e8, tokens=4e10, unique_tokens=1e10)
+    fresh = REPEATED.loss_at(values, params=1e8, tokens=4e10, unique_tokens=4e10)
+    assert fresh < more < once
+
+
+def test_muennighoffs_own_worked_number():
+    """Effective data of 10 epochs over 1e9 tokens at rd = 15.4: 1 + 15.4·(1 - exp(-9/15.4)) times."""
+    values = TRUTH["repeated"]
+    repeated = float(REPEATED.loss_at(values, params=1e6, tokens=1e10, unique_tokens=1e9))
+    worth = 1e9 * (1 + 15.4 * (1 - np.exp(-9 / 15.4)))
+    assert repeated == pytest.approx(1.87 + 521.0 * 1e6**-0.353 + 1488.0 * worth**-0.34, rel=1e-9)
+
+
+def test_a_broken_law_has_two_exponents():
+    values, far = TRUTH["broken"], np.array([1e-20, 1e60])
+    reducible = [BROKEN.loss_at({**values, "E": 0.0}, flops=3e17 * far * k) for k in (1.0, 10.0)]
+    np.testing.assert_allclose(np.log10(reducible[1] / reducible[0]), [-0.14, -0.06], rtol=1e-6)
+
+
+def test_unique_tokens_that_are_not_known_are_asked_for():
+    runs = replace(grid(law=REPEATED), unique_tokens=np.full(42, np.nan))
+    with pytest.raises(ValueError, match="law 'repeated': unique_tokens of run row 1 is nan"):
+        fit_law(REPEATED, runs)
+
+
+OWN_LAW = load.__doc__.split("LOG_LAW:\n", 1)[1]
+
+
+@pytest.fixture
+def own_law(tmp_path, monkeypatch):
+    """The docstring's example as a module; its text may be changed before it is loaded."""
+
+    def write(old: str = "", new: str = "") -> str:
+        name = f"own_law_{abs(hash((old, new)))}"
+        (tmp_path / f"{name}.py").write_text(textwrap.dedent(OWN_LAW).replace(old, new))
+        return f"{name}:LOG_LAW"
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return write
+
+
+def test_the_documented_law_of_ones_own_is_loaded_and_fitted(own_law):
+    law = load_law(own_law())
+    flops = np.geomspace(1e15, 1e20, 12)
+    runs = as_runs(np.ones(12), np.ones(12), 9.0 - 0.15 * np.log(flops), flops=flops)
+    fit = fit_law(law, runs)[0]
+    assert fit.values == pytest.approx({"a": 9.0, "b": 0.15}, rel=1e-6)
+    assert fit.law == "log"
+
+
+@pytest.mark.parametrize(
+    "old, new, said",
+    [
+        ("-X[:, 0] / loss)", "X[:, 0] / loss)", "gradient by theta's entry 1 .that of b. is off"),
+        ("as_slope(1 / loss, ", "as_slope(", "evaluate's gradient has shape"),
+        ('v["a"] - v["b"]', 'v["a"] + v["b"]', "is not what `evaluate` says"),
+        ('("flops",)', '("gpus",)', "variables .*gpus.*wanted some of params"),
+        ("LOG_LAW = Law(", "LOG_LAW = dict(", "is a dict; wanted an analysis.laws.Law"),
+        ("LOG_LAW = Law(", "OTHER = Law(", "has no 'LOG_LAW'; its laws are: OTHER"),
+    ],
+)
+def test_a_wrong_law_of_ones_own_is_refused(own_law, old, new, said):
+    with pytest.raises(ValueError, match=said):
+        load_law(own_law(old, new))
+
+
+def test_laws_are_found_by_name_or_listed():
+    assert load_law("farseer") is FARSEER
+    with pytest.raises(ValueError, match="no law 'chinchila'; wanted one of separable, coupled.*module:ATTR"):
+        load_law("chinchila")
+    with pytest.raises(ValueError, match="module 'not_there' cannot be imported"):
+        load_law("not_there:LAW")
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS.keys())
+def test_the_laws_that_come_along_pass_the_check_for_ones_own(law):
+    assert check_law(law) is law
 
 
 def test_the_separable_law_is_the_coupled_one_at_k_1():
@@ -100,18 +293,8 @@ def test_scaling_every_prior_weight_is_what_the_temperature_does():
     value, _ = SHRUNK.evaluate(theta[None], problem.X)
     variance = float(np.sum((value[0] - problem.log_loss) ** 2) / (len(runs) - 6))
     np.testing.assert_allclose(
-        with_prior(problem, theta).precision[3:], variance / np.array([0.2, 0.2, 0.4]) ** 2
+        with_prior(problem, theta).precision[3:], variance / np.array(SHRUNK.prior.sd[3:]) ** 2
     )
-
-
-def test_units_of_params_change_A_alone():
-    runs = grid(noise=0.01)
-    millions = as_runs(runs.params / 1e6, runs.tokens, runs.loss)
-    ones, scaled = fit_law(SEPARABLE, runs)[0], fit_law(SEPARABLE, millions)[0]
-    assert scaled.values["A"] == pytest.approx(ones.values["A"] / 1e6 ** ones.values["alpha"], rel=1e-6)
-    for name in ("E", "B", "alpha", "beta"):
-        assert scaled.values[name] == pytest.approx(ones.values[name], rel=1e-6)
-    np.testing.assert_allclose(scaled.log_residuals, ones.log_residuals, atol=1e-9)
 
 
 def test_order_of_the_runs_changes_nothing():

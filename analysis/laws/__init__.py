@@ -8,11 +8,12 @@ resamples; the natural parameters (A, alpha, ...) are what a reader sees. To add
 your own and name that (see `load_law`).
 """
 
+from analysis.laws import load
 from analysis.laws.coupled import COUPLED, SHRUNK
 from analysis.laws.farseer import FARSEER
 from analysis.laws.kaplan import KAPLAN, KAPLAN_PARAMS, KAPLAN_TOKENS
 from analysis.laws.law import EXPONENT_RANGE, SMALLEST_TERM, Law, Prior, as_slope, nonnegative_least_squares
-from analysis.laws.load import check_law, load
+from analysis.laws.load import check_law
 from analysis.laws.power import BROKEN, COMPUTE, POWER
 from analysis.laws.repeated import REPEATED
 from analysis.laws.rosenfeld import ROSENFELD
@@ -42,7 +43,7 @@ def load_law(name: str) -> Law:
 
     Raises ValueError: no such law, module or attribute, or one that `check_law` refuses.
     """
-    return load(name, LAWS)
+    return load.load(name, LAWS)
 
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Prior",
     "as_slope",
     "check_law",
+    "load",
     "load_law",
     "nonnegative_least_squares",
 ]

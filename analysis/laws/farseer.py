@@ -89,7 +89,10 @@ def _natural_farseer(theta: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 def _bounds_farseer(loss: np.ndarray) -> Bounds:
     rest = np.log(SMALLEST_TERM * np.median(loss)), np.log(loss.max())
-    term = np.log(SMALLEST_TERM * np.median(loss)), np.log(1000 * loss.max())  # 1e10 may be far from the sweep
+    term = (
+        np.log(SMALLEST_TERM * np.median(loss)),
+        np.log(1000 * loss.max()),
+    )  # 1e10 may be far from the sweep
     tail = STEEPNESS_RANGE, STRETCH_RANGE
     return as_bounds(rest, *tail, term, *tail, tuple(np.log(EXPONENT_RANGE)), *tail)
 

@@ -35,11 +35,11 @@ def _start_kaplan(X: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np.nd
     size, data = (side.ravel() for side in np.meshgrid(grid, grid, indexing="ij"))
     middle = np.log(np.median(loss))
     powered = (np.log(loss) - middle) / data[:, None]
-    powers = np.exp(
-        np.stack([-(size / data)[:, None] * X[:, 0] - powered, -X[:, 1] - powered], axis=-1)
-    )
+    powers = np.exp(np.stack([-(size / data)[:, None] * X[:, 0] - powered, -X[:, 1] - powered], axis=-1))
     linear, error = nonnegative_least_squares(powers, np.ones(len(loss)), weights)
-    best = separate(np.argsort(error * data**2, kind="stable"), np.log(np.stack([size, data], axis=1)), count=12)
+    best = separate(
+        np.argsort(error * data**2, kind="stable"), np.log(np.stack([size, data], axis=1)), count=12
+    )
     terms = middle + data[best, None] * np.log(np.maximum(linear[best], 1e-300))
     return np.column_stack([np.maximum(terms, middle + np.log(SMALLEST_TERM)), size[best], data[best]])
 

@@ -28,7 +28,12 @@ import numpy as np
 
 from analysis.laws.law import Law
 
-KNOWN_VARIABLES = {"params": (1e6, 1e9), "tokens": (1e8, 1e11), "unique_tokens": (5e7, 2e10), "flops": (1e15, 1e20)}
+KNOWN_VARIABLES = {
+    "params": (1e6, 1e9),
+    "tokens": (1e8, 1e11),
+    "unique_tokens": (5e7, 2e10),
+    "flops": (1e15, 1e20),
+}
 """What a law may be a function of, and the range over which it is checked; assumption: a small sweep's."""
 
 GRADIENT_TOLERANCE = 1e-4

@@ -109,8 +109,9 @@ COMPUTE = Law(
 BREAK_RANGE = (-15.0, 15.0)
 """Where log d is sought about the centre; assumption: beyond, no run of any table sees the break."""
 
-SHARPNESS_RANGE = (0.05, 5.0)
-"""Where f is sought; assumption: a bend within 5% of C is a corner, one across e^5 is no break."""
+SHARPNESS_RANGE = (0.2, 5.0)
+"""Where f is sought; assumption: a bend within a factor e^0.2 of C lies between two runs of most tables,
+where it would follow their noise; one across e^5 is no break."""
 
 SLOPE_RANGE = (-3.0, 3.0)
 """Where the change of exponent c1 is sought: as the exponents themselves, to either side."""
