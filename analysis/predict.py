@@ -158,6 +158,7 @@ def predict(known: Model, target: Target, digest: str, created: str | None = Non
         created=created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         verdict=verdict,
         reasons=reasons,
+        extrapolation=float(target.flops / known.runs.flops.max()),
     )
 
 

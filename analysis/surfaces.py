@@ -1,0 +1,67 @@
+"""What a report shows of the laws beside their fits: the surface that predicts, and their track records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from analysis.ensemble import Member
+from analysis.values import BacktestRow, Surface, TrackRecord
+
+POINTS = 56
+"""Grid points a side: contours through them look smooth at the width of a page."""
+
+MARGIN = 1.4
+"""Factor by which the grid reaches beyond the runs and targets on each side."""
+
+DISTANCES = (1.0, 2.0, 5.0, 10.0, np.inf)
+"""Edges between which backtests are told apart by C/C_cut. Assumption: a sweep's usual steps."""
+
+
+def loss_surface(
+    members: Sequence[Member], weights: Mapping[str, float], params: np.ndarray, tokens: np.ndarray
+) -> Surface:
+    """The predicting laws' weighted mean of log L over a grid that spans all `params` and `tokens`.
+
+    Args:
+        weights: of the members that predict, by law name, summing to 1.
+        params, tokens: N and D of the runs and targets, float64[run].
+    """
+    n, d = (np.geomspace(side.min() / MARGIN, side.max() * MARGIN, POINTS) for side in (params, tokens))
+    X = np.log(np.stack(np.meshgrid(n, d), axis=-1).reshape(-1, 2))
+    log_loss = np.zeros(len(X))
+    for member in members:
+        if member.law.name in weights:
+            said, _ = member.law.evaluate(member.theta[None], X - member.problem.centre)
+            log_loss += weights[member.law.name] * said[0]
+    return Surface(n, d, np.exp(log_loss).reshape(POINTS, POINTS))
+
+
+def track_records(rows: Sequence[BacktestRow]) -> tuple[TrackRecord, ...]:
+    """One for each law, in the order of their first rows."""
+    laws = dict.fromkeys(row.law for row in rows)
+    return tuple(_record(law, [row for row in rows if row.law == law]) for law in laws)
+
+
+def records_by_distance(rows: Sequence[BacktestRow]) -> tuple[TrackRecord, ...]:
+    """One for each law between each two of DISTANCES that have rows between them."""
+    found = []
+    for lo, hi in zip(DISTANCES[:-1], DISTANCES[1:], strict=True):
+        found += track_records([row for row in rows if np.log(lo) <= row.distance < np.log(hi)])
+    return tuple(found)
+
+
+def _record(law: str, rows: Sequence[BacktestRow]) -> TrackRecord:
+    errors = 100 * np.expm1([row.log_error for row in rows])
+    ratios = np.exp([row.distance for row in rows])
+    known = [row.inside for row in rows if row.inside is not None]
+    return TrackRecord(
+        law=law,
+        nearest=float(ratios.min()),
+        farthest=float(ratios.max()),
+        n=len(rows),
+        error_pct=float(np.abs(errors).mean()),
+        bias_pct=float(errors.mean()),
+        inside=sum(known) if known else None,
+    )
