@@ -29,7 +29,7 @@ from report_samples import (
 from analysis.report import theme, words, write_report
 from analysis.report.document import compose
 from analysis.report.figures import isoflop_curves, loss_against_compute
-from analysis.report.headline import latest_predictions
+
 from analysis.report.tables import ROWS_SHOWN
 from analysis.values import (
     Analysis,
@@ -43,6 +43,7 @@ from analysis.values import (
     Skipped,
     Target,
     Verdict,
+    latest,
 )
 
 
@@ -257,7 +258,7 @@ def test_the_headline_is_the_latest_prediction_of_the_dearest_target():
         sample_prediction(target=small, created="2026-11-24T10:00:00+00:00"),
     )
     sample = sample_analysis(predictions=(other, new, old))
-    assert latest_predictions(sample) == [other, new]
+    assert latest(sample.predictions) == (other, new)
     assert "1.0e13 FLOPs" in compose(sample).lede[0]
     assert compose(sample).lede[1].endswith("inside the interval.")
     table = compose(sample).sections[0].tables[0]

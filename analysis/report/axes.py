@@ -26,10 +26,17 @@ Label = tuple[float, float, str, str]
 """x, y, text, colour."""
 
 
-def panels(columns: int, height: float, rows: int = 1, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of the page's width and `height` inches, and its axes row by row."""
+def panels(
+    columns: int,
+    height: float,
+    rows: int = 1,
+    share_y: bool = False,
+    widths: Sequence[float] | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of the page's width and `height` inches, and its axes row by row; `widths` are relative."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).ravel())
+    cells = figure.subplots(rows, columns, sharey=share_y, squeeze=False, width_ratios=widths)
+    return figure, list(cells.ravel())
 
 
 def dots(axes: Axes, x: Sequence[float], y: Sequence[float], **style: object) -> None:
