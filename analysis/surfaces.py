@@ -15,8 +15,8 @@ POINTS = 56
 MARGIN = 1.4
 """Factor by which the grid reaches beyond the runs and targets on each side."""
 
-DISTANCES = (1.0, 2.0, 5.0, 10.0, np.inf)
-"""Edges between which backtests are told apart by C/C_cut. Assumption: a sweep's usual steps."""
+DISTANCES = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, np.inf)
+"""Edges between which backtests are told apart by C/C_cut. Assumption: a few steps a decade."""
 
 
 def loss_surface(

@@ -89,7 +89,7 @@ def law_comparison(analysis: Analysis) -> Drawing | None:
         place = {"xytext": (5, 0), "textcoords": "offset points", "va": "top", "color": TARGET, "fontsize": 8.5}
         top = len(rows) - 0.4
         axes.annotate(f"measured {words.loss(prediction.measured.loss, 3)}", (prediction.measured.loss, top), **place)
-    axes.set_yticks(range(len(rows)), [law for law, _ in rows])
+    axes.set_yticks(range(len(rows)), [*(law for law, _ in rows[:-1]), "prediction"])
     axes.set_ylim(-0.6, len(rows) - 0.3)
     axes.set_xlabel("predicted loss of the target, nats a token")
     caption = (

@@ -54,7 +54,8 @@ def scatter(
 def budget_colours(analysis: Analysis) -> dict[str, str]:
     """Budgets from the cheapest to the dearest along the sequential scale."""
     groups = [isoflop.group for isoflop in sorted(analysis.isoflops, key=lambda isoflop: isoflop.flops)]
-    return dict(zip(groups, theme.sequential(len(groups)), strict=True))
+    shades = theme.sequential(len(groups), in_pixels=len(analysis.runs) > RASTER)
+    return dict(zip(groups, shades, strict=True))
 
 
 def colour_key(analysis: Analysis) -> str:

@@ -85,7 +85,7 @@ def loss_against_compute(analysis: Analysis) -> Drawing | None:
     scatter(axes, analysis, runs.run_id, runs.loss)
     if len(envelope.flops):
         axes.plot(
-            envelope.flops, envelope.loss, color=INK, lw=1.0, label="envelope: no cheaper run is better"
+            envelope.flops, envelope.loss, color=INK, lw=1.0, label="envelope of the runs"
         )
     law = _law_curve(axes, analysis)
     _backtests(axes, analysis)
@@ -101,7 +101,7 @@ def loss_against_compute(analysis: Analysis) -> Drawing | None:
         note(axes, dearest, "fitted", side=-1)
         note(axes, dearest, "extrapolated", side=1)
     legend(axes, columns=3)
-    caption = f"Each dot is a run{colour_key(analysis)}; the line through the lowest is the envelope"
+    caption = f"Each dot is a run{colour_key(analysis)}; the black line joins those that no cheaper run beats"
     if law:
         caption += f", and the blue line {law}"
     if any(row.law == "combined" for row in analysis.backtests):
@@ -143,8 +143,8 @@ def _backtests(axes: Axes, analysis: Analysis) -> None:
         return
     x, y = [row.flops for row in rows], [row.predicted for row in rows]
     few = len(rows) <= BARS_DRAWN
-    ring = {"ms": 5 if few else 3, "mfc": "none", "mec": TARGET, "mew": 0.9 if few else 0.5, "zorder": 3}
-    dots(axes, x, y, **ring, label="backtests: foretold from cheaper runs")
+    ring = {"ms": 5 if few else 3, "mfc": "none", "mec": TARGET, "mew": 0.9 if few else 0.6, "zorder": 3}
+    dots(axes, x, y, **ring, alpha=1.0 if few else 0.8, label="backtests")
     if few:
         lo, hi = [row.lo90 for row in rows], [row.hi90 for row in rows]
         axes.vlines(x, lo, hi, color=TARGET, lw=0.8, alpha=0.35)
@@ -169,7 +169,9 @@ def _target(axes: Axes, prediction: Prediction, labelled: bool, barred: bool) ->
         text += f"\nmeasured {words.loss(prediction.measured.loss, 3)}"
     if labelled:
         place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-        axes.annotate(text, (x, prediction.hi90), color=TARGET, fontweight="bold", **place)
+        ground = {"fc": PAPER, "ec": "none", "alpha": 0.8, "pad": 1.0}
+        look = {"color": TARGET, "fontweight": "bold", "bbox": ground, "zorder": 7}
+        axes.annotate(text, (x, prediction.hi90), **look, **place)
 
 
 def _unused(axes: Axes, analysis: Analysis) -> None:

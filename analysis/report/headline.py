@@ -90,7 +90,7 @@ def _coverage(analysis: Analysis) -> str:
     record = next((record for record in analysis.records if record.inside is not None), None)
     if record is None:
         return "; no backtest was possible, so this interval is untested"
-    return f"; in backtests such intervals held {record.inside:,} of {words.plural(record.n, 'dearer run')}"
+    return f"; in backtests on dearer runs such intervals held {record.inside:,} of {record.n:,} times"
 
 
 def _distance(prediction: Prediction) -> str:

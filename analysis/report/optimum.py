@@ -26,6 +26,9 @@ from analysis.values import Allocation, Analysis, Prediction, latest
 
 DOTTED = (0, (1, 2))
 
+WIDEST = 100.0
+"""Where a band's ends differ by more than this factor it says nothing, and would cover the others."""
+
 
 def contours(analysis: Analysis) -> Drawing | None:
     """L(N, D) as the laws that predict have it, the efficient frontier, and where the runs lie."""
@@ -77,7 +80,7 @@ def allocation(analysis: Analysis) -> Drawing | None:
     _allocation(right, analysis, "tokens", "b")
     caption = "How size (left) and data (right) should grow with compute: solid lines are fitted here"
     if any(found.band for found in analysis.allocations):
-        caption += ", with their 90% bands"
+        caption += ", with their 90% bands where these are narrower than a factor of 100"
     if analysis.published:
         caption += ", dotted ones have the published slopes, drawn through the middle of ours"
     if analysis.predictions:
@@ -131,11 +134,13 @@ def _allocation(axes: Axes, analysis: Analysis, what: str, exponent: str) -> Non
 
 def _band(axes: Axes, found: Allocation, what: str, dearest: float) -> None:
     band = found.band
-    if band is not None:
-        shown = band.flops <= dearest
-        lo, hi = (getattr(band, f"{what}_{end}")[shown] for end in ("lo", "hi"))
-        colour = theme.LAWS[found.approach - 1]
-        axes.fill_between(band.flops[shown], lo, hi, color=colour, alpha=0.13, lw=0)
+    if band is None:
+        return
+    flops = np.geomspace(band.flops[0], min(dearest, band.flops[-1]), 60)
+    ends = (getattr(band, f"{what}_{end}") for end in ("lo", "hi"))
+    lo, hi = (np.exp(np.interp(np.log(flops), np.log(band.flops), np.log(end))) for end in ends)
+    colour = theme.LAWS[found.approach - 1]
+    axes.fill_between(flops, lo, hi, where=hi < WIDEST * lo, color=colour, alpha=0.13, lw=0)
 
 
 def _published_slopes(

@@ -16,11 +16,16 @@ from analysis.values import (
     RunRow,
     Status,
     TrackRecord,
+    latest,
 )
 
 ROWS_SHOWN, TARGETS_SHOWN = 100, 20
 """Longest lists of rows and of predictions. Assumption: nobody reads further down, and ten thousand rows
 make a page that a browser scrolls badly; the notes say which file has them all."""
+
+
+UNBOUNDED = 1000.0
+"""Factor from the optimal N beyond which an end of its interval bounds nothing. Assumption."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,11 @@ def table(
 
 
 def predictions(analysis: Analysis) -> Table | None:
-    """Every prediction ever written for this sweep, the latest first and of these the dearest."""
-    made = sorted(analysis.predictions, key=lambda p: (p.created, p.target.flops), reverse=True)
+    """Every prediction ever written for this sweep: the latest of each target, the dearest first, and
+    then those that they replace."""
+    newest = latest(analysis.predictions)[::-1]
+    kept = {id(prediction) for prediction in newest}
+    made = [*newest, *(p for p in reversed(analysis.predictions) if id(p) not in kept)]
     headings = ("N", "D", "C, FLOPs", "reach", "predicted", "90% interval", "±", "measured", "error", "|inside")
     note = (
         "Reach: C over that of the dearest run fitted. Error: predicted over measured. A prediction is "
@@ -63,7 +71,7 @@ def predictions(analysis: Analysis) -> Table | None:
     )
     if len(made) > TARGETS_SHOWN:
         note = f"{TARGETS_SHOWN} of {len(made):,}; predictions.csv beside this report has all. {note}"
-    headings = (*headings, "|verdict", "|made, UTC")
+    headings = (*headings, "|verdict", "made, UTC")
     return table("Predictions", headings, map(_prediction, made[:TARGETS_SHOWN]), note)
 
 
@@ -109,7 +117,7 @@ def backtests(analysis: Analysis) -> Table | None:
     """What a prediction at each distance was worth inside the sweep."""
     rows = [
         (
-            f"{words.factor(record.nearest)} to {words.factor(record.farthest)}",
+            " to ".join(dict.fromkeys((words.factor(record.nearest), words.factor(record.farthest)))),
             *_errors(record),
             f"{record.inside:,} of {record.n:,}",
         )
@@ -138,6 +146,8 @@ def budgets(analysis: Analysis) -> Table | None:
     ordered = sorted(analysis.isoflops, key=lambda isoflop: isoflop.flops)
     headings = ("C, FLOPs", "sizes", "optimal N", "90% interval", "optimal D", "D/N", "loss there")
     note = f"N counts {words.parameters(analysis.params_kind)}."
+    if any(_unbounded(isoflop) for isoflop in ordered):
+        note += " “none”: too many resampled curves have no minimum on that side to name a bound."
     return table("Optimum of each budget", (*headings, "|bracketed", "|remark"), map(_budget, ordered), note)
 
 
@@ -147,13 +157,22 @@ def _budget(isoflop: Isoflop) -> tuple[str, ...]:
     if optimum is not None:
         found = (
             words.count(optimum.value),
-            f"[{words.count(optimum.lo)}, {words.count(optimum.hi)}]",
+            f"[{_bound(optimum.lo, optimum.value)}, {_bound(optimum.hi, optimum.value)}]",
             words.count(isoflop.tokens_opt),
             words.count(isoflop.tokens_opt / optimum.value),
             words.loss(isoflop.loss_min),
         )
     sizes = str(len(set(isoflop.params.tolist())))
     return words.flops(isoflop.flops), sizes, *found, _yes(isoflop.bracketed), isoflop.reason
+
+
+def _unbounded(isoflop: Isoflop) -> bool:
+    optimum = isoflop.params_opt
+    return optimum is not None and "none" in (_bound(e, optimum.value) for e in (optimum.lo, optimum.hi))
+
+
+def _bound(end: float, optimum: float) -> str:
+    return words.count(end) if 1 / UNBOUNDED < end / optimum < UNBOUNDED else "none"
 
 
 def exponents(analysis: Analysis) -> Table | None:
