@@ -85,7 +85,9 @@ def _log_ticks(axis: Axis, limits: tuple[float, float], say: Callable[[float], s
 
 
 def legend(axes: Axes, columns: int) -> None:
-    """Above the axes, where it covers no data."""
+    """Above the axes, where it covers no data; none where nothing has a name."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),
