@@ -48,7 +48,8 @@ def write_results(out: Path, analysis: Analysis) -> None:
     names = [field.name for field in dataclasses.fields(BacktestRow)]
     tested = [[*(getattr(row, name) for name in names), row.log_error] for row in analysis.backtests]
     write_csv(out / "backtest.csv", [*names, "log_error"], tested)
-    write_csv(out / "exclusions.csv", ["run_id", "reason"], [[e.run_id, e.reason] for e in analysis.exclusions])
+    left_out = [[exclusion.run_id, exclusion.reason] for exclusion in analysis.exclusions]
+    write_csv(out / "exclusions.csv", ["run_id", "reason"], left_out)
 
 
 def _prediction_row(p: Prediction) -> list[Any]:

@@ -152,7 +152,8 @@ def _problems(
     scored = [p for p in predictions if p.measured]
     outside = [p for p in scored if not p.measured.inside]
     if len(outside) > 1:
-        problems.append(f"{len(outside)} of {len(scored)} measured losses lie outside their predicted intervals.")
+        share = f"{len(outside)} of {len(scored)}"
+        problems.append(f"{share} measured losses lie outside their predicted intervals.")
     elif outside:
         problems.append(
             f"The measured loss {outside[0].measured.loss:.4f} lies outside the predicted interval "

@@ -196,7 +196,7 @@ class Isoflop:
 
 @dataclass(frozen=True, eq=False)
 class Envelope:
-    """Approach 1: the runs that no run of the same or lower cost beats, by increasing C. Arrays are [point]."""
+    """Approach 1: the runs that no run of the same or lower cost beats, by increasing C. Arrays: [point]."""
 
     run_ids: tuple[str, ...]
     flops: np.ndarray

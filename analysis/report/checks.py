@@ -86,15 +86,16 @@ def law_comparison(analysis: Analysis) -> Drawing | None:
         axes.annotate(said, (1.01, place), **style)
     if prediction.measured is not None:
         axes.axvline(prediction.measured.loss, color=TARGET, lw=1.0, ls=(0, (2, 2)))
-        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "top", "color": TARGET, "fontsize": 8.5}
-        top = len(rows) - 0.4
-        axes.annotate(f"measured {words.loss(prediction.measured.loss, 3)}", (prediction.measured.loss, top), **place)
+        measured = prediction.measured.loss
+        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "top"}
+        text, top = f"measured {words.loss(measured, 3)}", len(rows) - 0.4
+        axes.annotate(text, (measured, top), **place, color=TARGET, fontsize=8.5)
     axes.set_yticks(range(len(rows)), [*(law for law, _ in rows[:-1]), "prediction"])
     axes.set_ylim(-0.6, len(rows) - 0.3)
     axes.set_xlabel("predicted loss of the target, nats a token")
     caption = (
-        f"What each law says of the target of {words.flops(prediction.target.flops)} FLOPs, the grey bar as far "
-        "to each side as it was off in backtests on average; filled dots are laws that predict, and the top "
+        f"What each law says of the target of {words.flops(prediction.target.flops)} FLOPs, the grey bar as "
+        "far to each side as it was off in backtests on average; filled dots are laws that predict, and the top "
         "row is the prediction with its 90% interval: laws far apart mean that the form of the law decides"
     )
     return Drawing("law-comparison", "What each law says of the target", f"{caption}.", figure)
@@ -117,7 +118,8 @@ def backtest_errors(analysis: Analysis) -> Drawing | None:
     few = len(rows) <= MANY
     for own, face, label in ((inside, TARGET, "inside its interval"), (outside, PAPER, "outside")):
         if own:
-            style = {"ms": 5 if few else 3, "mfc": face, "mec": TARGET, "mew": 1.1 if few else 0.6, "zorder": 4}
+            size, edge = (5, 1.1) if few else (3, 0.6)
+            style = {"ms": size, "mfc": face, "mec": TARGET, "mew": edge, "zorder": 4}
             errors = [100 * np.expm1(row.log_error) for row in own]
             dots(left, _abreast(own, shift), errors, **style, label=label)
             _intervals(left, own, shift, alpha=0.45 if few else 0.15)
@@ -132,7 +134,7 @@ def backtest_errors(analysis: Analysis) -> Drawing | None:
     _errors_by_distance(right, analysis)
     held = sum(record.inside or 0 for record in analysis.records if record.law == "combined")
     caption = (
-        "Left, runs predicted from cheaper runs alone, as a target is: the error to expect at a distance; "
+        "Left, runs predicted from cheaper runs alone, as targets are: the error to expect at a distance; "
         f"{held:,} of {len(rows):,} measured losses lay in the 90% interval (bars that cross zero); right, the "
         "mean error of each law alone: one that stays low as the distance grows extrapolates well"
     )

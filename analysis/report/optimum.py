@@ -53,7 +53,7 @@ def contours(analysis: Analysis) -> Drawing | None:
     legend(axes, columns=3)
     caption = f"Along a grey line the predicted loss is the same; each dot is a run{colour_key(analysis)}"
     if frontier is not None:
-        caption += "; the blue line spends every budget best, so runs far off it bought less loss than they could"
+        caption += "; the blue line spends every budget best, and runs far off it could have done better"
     if analysis.predictions:
         caption += "; a star is the target: how far it lies from the dots is how far the law must carry"
     return Drawing("contours", "Loss over size and data", f"{caption}.", figure)

@@ -64,14 +64,14 @@ def predictions(analysis: Analysis) -> Table | None:
     newest = latest(analysis.predictions)[::-1]
     kept = {id(prediction) for prediction in newest}
     made = [*newest, *(p for p in reversed(analysis.predictions) if id(p) not in kept)]
-    headings = ("N", "D", "C, FLOPs", "reach", "predicted", "90% interval", "±", "measured", "error", "|inside")
+    headings = ("N", "D", "C, FLOPs", "reach", "predicted", "90% interval", "±", "measured", "error")
     note = (
         "Reach: C over that of the dearest run fitted. Error: predicted over measured. A prediction is "
         "written before its run's loss is read, and is never changed afterwards."
     )
     if len(made) > TARGETS_SHOWN:
         note = f"{TARGETS_SHOWN} of {len(made):,}; predictions.csv beside this report has all. {note}"
-    headings = (*headings, "|verdict", "made, UTC")
+    headings = (*headings, "|inside", "|verdict", "made, UTC")
     return table("Predictions", headings, map(_prediction, made[:TARGETS_SHOWN]), note)
 
 
