@@ -95,7 +95,7 @@ def law_comparison(analysis: Analysis) -> Drawing | None:
     axes.set_xlabel("predicted loss of the target, nats a token")
     caption = (
         f"What each law says of the target of {words.flops(prediction.target.flops)} FLOPs, the grey bar as "
-        "far to each side as it was off in backtests on average; filled dots are laws that predict, and the top "
+        "far to each side as it was off in backtests on average; filled dots predict, and the top "
         "row is the prediction with its 90% interval: laws far apart mean that the form of the law decides"
     )
     return Drawing("law-comparison", "What each law says of the target", f"{caption}.", figure)
@@ -135,7 +135,7 @@ def backtest_errors(analysis: Analysis) -> Drawing | None:
     held = sum(record.inside or 0 for record in analysis.records if record.law == "combined")
     caption = (
         "Left, runs predicted from cheaper runs alone, as targets are: the error to expect at a distance; "
-        f"{held:,} of {len(rows):,} measured losses lay in the 90% interval (bars that cross zero); right, the "
+        f"{held:,} of {len(rows):,} measured losses lay in the interval (bars that cross zero); right, the "
         "mean error of each law alone: one that stays low as the distance grows extrapolates well"
     )
     return Drawing("backtests", "Backtests", f"{caption}.", figure)
