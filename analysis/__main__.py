@@ -181,9 +181,7 @@ def write(analysis: Analysis, out: Path) -> Path:
     from analysis.report import write_report  # matplotlib takes a second: errors above don't wait for it
 
     store.write_predictions(out / "predictions.json", analysis.predictions)
-    store.write_predictions_csv(out / "predictions.csv", analysis.predictions)
-    store.write_exclusions(out / "exclusions.csv", analysis)
-    store.write_fits(out / "fits.json", analysis)
+    store.write_results(out, analysis)
     return write_report(analysis, out)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from analysis.bands import line_band
 from analysis.cost import CostRule, cost_rule
 from analysis.ensemble import Member
 from analysis.isoflop import by_isoflops, isoflops, line_allocation
 from analysis.resample import RESAMPLES, SEED, cluster_weights, estimate
-from analysis.rollout import budgets
+from analysis.rollout import SAME_BUDGET, budgets
 from analysis.values import Allocation, Envelope, Runs, Skipped
 
 __all__ = [
@@ -98,7 +99,8 @@ def by_surface(member: Member, rule: CostRule, runs: Runs) -> Allocation:
 
 
 def envelope(runs: Runs) -> Envelope:
-    """The runs that no run of the same or lower cost beats, by increasing C."""
+    """The runs that no run of the same or lower cost beats, by increasing C. FLOPs within SAME_BUDGET
+    are the same cost: rounding to whole steps must not put a budget's worse sizes on the envelope."""
     index = _on_envelope(runs.flops, runs.loss)
     return Envelope(
         run_ids=tuple(runs.run_id[i] for i in index),
@@ -112,7 +114,12 @@ def envelope(runs: Runs) -> Envelope:
 def _on_envelope(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
     order = np.lexsort((loss, flops))
     lowest = np.minimum.accumulate(loss[order])
-    return order[np.append(True, lowest[1:] < lowest[:-1])]
+    falling = order[np.append(True, lowest[1:] < lowest[:-1])]
+    kept = [falling[-1]]
+    for i in falling[-2::-1]:
+        if SAME_BUDGET * flops[i] <= flops[kept[-1]]:
+            kept.append(i)
+    return np.array(kept[::-1])
 
 
 def by_envelope(runs: Runs) -> Allocation | Skipped:
@@ -127,27 +134,31 @@ def by_envelope(runs: Runs) -> Allocation | Skipped:
             "approach 1", f"the envelope holds {sizes} sizes at {levels} cost levels; it needs 3 of both"
         )
     weights = cluster_weights(runs, 2, RESAMPLES, SEED)
-    slopes = []
+    lines = []
     for weight in weights:
         drawn = np.flatnonzero(weight)
         index = drawn[_on_envelope(runs.flops[drawn], runs.loss[drawn])]
         if len(budgets(runs.flops[index])) >= 2:
             x = np.log(runs.flops[index])
-            slopes.append([_slope(x, np.log(side[index])) for side in (runs.params, runs.tokens)])
-    a_draws, b_draws = np.array(slopes).T
+            lines.append([_line(x, np.log(side[index])) for side in (runs.params, runs.tokens)])
+    n_lines, d_lines = np.array(lines).transpose(1, 0, 2)
     x, log_n, log_d = np.log(points.flops), np.log(points.params), np.log(points.tokens)
-    a, b = _slope(x, log_n), _slope(x, log_d)
+    (log_params_factor, a), (log_tokens_factor, b) = _line(x, log_n), _line(x, log_d)
+    ends = np.array([runs.flops.min(), runs.flops.max()])
     return Allocation(
         approach=1,
-        a=estimate(a, a_draws),
-        b=estimate(b, b_draws),
-        params_factor=float(np.exp(log_n.mean() - a * x.mean())),
-        tokens_factor=float(np.exp(log_d.mean() - b * x.mean())),
+        a=estimate(a, n_lines[:, 1]),
+        b=estimate(b, d_lines[:, 1]),
+        params_factor=float(np.exp(log_params_factor)),
+        tokens_factor=float(np.exp(log_tokens_factor)),
         points=len(points.flops),
         reason="from finished runs: N takes only the sizes that were run",
+        band=line_band(ends, *(side[:, :1] + side[:, 1:] * np.log(ends) for side in (n_lines, d_lines))),
     )
 
 
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    x = x - x.mean()
-    return float(x @ y / (x @ x))
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Intercept and slope of the least-squares line."""
+    centred = x - x.mean()
+    slope = float(centred @ y / (centred @ centred))
+    return float(y.mean() - slope * x.mean()), slope

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from analysis.bands import line_band
 from analysis.cost import CostRule
 from analysis.joint import by_joint, fit_joint
 from analysis.resample import estimate
@@ -203,6 +204,7 @@ def line_allocation(
         points=points,
         reason=reason,
         method=method,
+        band=line_band(flops, log_n[1:], log_d[1:]),
     )
 
 

@@ -202,6 +202,7 @@ def predict(
         created=created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
         verdict=verdict,
         reasons=reasons,
+        extrapolation=float(target.flops / known.runs.flops.max()),
     )
 
 

@@ -15,7 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.values import Analysis, Measured, Prediction, Runs, Target, Verdict
+from analysis.values import Analysis, BacktestRow, Measured, Prediction, Runs, Target, Verdict, latest
+
+PREDICTION_COLUMNS = (
+    *("params", "tokens", "flops", "loss", "lo90", "hi90", "law", "extrapolation", "verdict"),
+    *("measured_loss", "error_pct", "inside", "created"),
+)
 
 
 def read_predictions(path: Path) -> tuple[Prediction, ...]:
@@ -35,29 +40,23 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     write_text(path, json.dumps([as_json(p) for p in predictions], indent=1, allow_nan=False) + "\n")
 
 
-def write_predictions_csv(path: Path, predictions: Sequence[Prediction]) -> None:
-    """A row each: N, D, C, law, loss, lo90, hi90, verdict, and what was measured where it was."""
-    header = ["params", "tokens", "flops", "law", "loss", "lo90", "hi90", "verdict", "created"]
-    rows = [
-        [
-            p.target.params,
-            p.target.tokens,
-            p.target.flops,
-            p.law,
-            p.loss,
-            p.lo90,
-            p.hi90,
-            p.verdict.value,
-            p.created,
-        ]
-        + ([p.measured.loss, p.measured.error_pct, p.measured.inside] if p.measured else ["", "", ""])
-        for p in predictions
-    ]
-    write_text(path, _csv([*header, "measured_loss", "error_pct", "inside"], rows))
+def write_results(out: Path, analysis: Analysis) -> None:
+    """fits.json, predictions.csv (the latest prediction of each target), backtest.csv and exclusions.csv."""
+    write_fits(out / "fits.json", analysis)
+    newest = {id(prediction) for prediction in latest(analysis.predictions)}
+    predicted = [_prediction_row(p) for p in analysis.predictions if id(p) in newest]
+    write_csv(out / "predictions.csv", PREDICTION_COLUMNS, predicted)
+    names = [field.name for field in dataclasses.fields(BacktestRow)]
+    tested = [[*(getattr(row, name) for name in names), row.log_error] for row in analysis.backtests]
+    write_csv(out / "backtest.csv", [*names, "log_error"], tested)
+    left_out = [[exclusion.run_id, exclusion.reason] for exclusion in analysis.exclusions]
+    write_csv(out / "exclusions.csv", ["run_id", "reason"], left_out)
 
 
-def write_exclusions(path: Path, analysis: Analysis) -> None:
-    write_text(path, _csv(["run_id", "reason"], [[e.run_id, e.reason] for e in analysis.exclusions]))
+def _prediction_row(p: Prediction) -> list[Any]:
+    measured = [p.measured.loss, p.measured.error_pct, p.measured.inside] if p.measured else [None] * 3
+    target = p.target.params, p.target.tokens, p.target.flops
+    return [*target, p.loss, p.lo90, p.hi90, p.law, p.extrapolation, p.verdict.value, *measured, p.created]
 
 
 def write_fits(path: Path, analysis: Analysis) -> None:
@@ -118,9 +117,10 @@ def _prediction(entry: dict[str, Any]) -> Prediction:
     return Prediction(**fields)
 
 
-def _csv(header: list[str], rows: list[list[Any]]) -> str:
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A cell that is None stays empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    return text.getvalue()
+    write_text(path, text.getvalue())

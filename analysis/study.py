@@ -11,6 +11,7 @@ import numpy as np
 from analysis.design import helpful_runs
 from analysis.prediction import Model, frontier, optimal_target, predict
 from analysis.published import PUBLISHED
+from analysis.surfaces import loss_surface, records_by_distance, track_records
 from analysis.table import Table, read_holdout_losses
 from analysis.values import (
     Analysis,
@@ -22,6 +23,7 @@ from analysis.values import (
     Status,
     Target,
     Verdict,
+    latest,
 )
 
 SAME_RUN = 1e-6
@@ -102,13 +104,16 @@ def study(
 ) -> Analysis:
     """Put everything together.
 
-    Without predictions the verdict is on the compute-optimal run at 10x the dearest one's FLOPs.
+    The verdict is what the runs there are now say of the dearest target, or without predictions of the
+    compute-optimal run at 10x the dearest one's FLOPs.
     `losses` are those of holdouts whose predictions are written, shown in the rows.
     """
     dearest = max(
         [DEFAULT_EXTRAPOLATION * float(known.runs.flops.max()), *(p.target.flops for p in predictions)]
     )
-    judged = predictions[-1] if predictions else predict(known, optimal_target(known, dearest), table.digest)
+    last = latest(predictions)[-1].target if predictions else optimal_target(known, dearest)
+    judged = predict(known, last, table.digest)
+    reach = (*(p.target for p in predictions), last)
     entropy = _entropy(known, entropy_rate)
     return Analysis(
         title=title,
@@ -134,6 +139,13 @@ def study(
         isoflop_bias=known.isoflop_bias(judged.target.flops),
         conventions=known.conventions.at(judged.target) if known.conventions else None,
         advice=_advice(known, judged),
+        surface=loss_surface(
+            known.allocating,
+            np.array([*known.runs.params, *(target.params for target in reach)]),
+            np.array([*known.runs.tokens, *(target.tokens for target in reach)]),
+        ),
+        records=track_records(known.backtests),
+        records_by_distance=records_by_distance(known.backtests),
         metadata=dict(metadata or {}),
     )
 
@@ -166,18 +178,23 @@ def _problems(
     table: Table, known: Model, predictions: Sequence[Prediction], entropy: EntropyCheck | None
 ) -> tuple[str, ...]:
     problems = []
-    for prediction in predictions:
-        if prediction.measured and not prediction.measured.inside:
-            problems.append(
-                f"The measured loss {prediction.measured.loss:.4f} lies outside the predicted interval "
-                f"{prediction.lo90:.4f} to {prediction.hi90:.4f}."
-            )
+    scored = [p for p in predictions if p.measured]
+    outside = [p for p in scored if not p.measured.inside]
+    if len(outside) > 1:
+        share = f"{len(outside)} of {len(scored)}"
+        problems.append(f"{share} measured losses lie outside their predicted intervals.")
+    elif outside:
+        problems.append(
+            f"The measured loss {outside[0].measured.loss:.4f} lies outside the predicted interval "
+            f"{outside[0].lo90:.4f} to {outside[0].hi90:.4f}."
+        )
     for fit in known.fits:
         if fit.status != Status.CONVERGED:
             problems.append(f"The {fit.law} law's fit is {fit.status.value}: {fit.reason}.")
-    problems += [
-        f"IsoFLOP curve of {curve.group}: {curve.reason}." for curve in known.isoflops if not curve.bracketed
-    ]
+    for reason in dict.fromkeys(curve.reason for curve in known.isoflops if not curve.bracketed):
+        groups = [curve.group for curve in known.isoflops if curve.reason == reason]
+        which = groups[0] if len(groups) == 1 else f"{len(groups)} of {len(known.isoflops)} budgets"
+        problems.append(f"IsoFLOP curve of {which}: {reason}.")
     unfinished = [row for row in table.rows if row.role == "holdout" and row.status in ("failed", "diverged")]
     problems += [f"Holdout {row.run_id} {row.status}." for row in unfinished]
     if entropy and entropy.irreducible.interval:

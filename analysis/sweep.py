@@ -100,7 +100,7 @@ def score(folder: Path) -> tuple[Prediction, ...]:
 
 
 def analyse(folder: Path) -> Analysis:
-    """Everything the report shows of a sweep; also writes report/fits.json.
+    """Everything the report shows of a sweep; also writes report/fits.json and the tables beside it.
 
     Raises ValueError (TableError for the table): too few runs to fit anything.
     """
@@ -118,7 +118,7 @@ def analyse(folder: Path) -> Analysis:
         metadata=metadata,
         entropy_rate=entropy_rate,
     )
-    store.write_fits(folder / "report" / "fits.json", analysis)
+    store.write_results(folder / "report", analysis)
     return analysis
 
 

@@ -7,7 +7,7 @@ logarithms of a ratio of losses; those named `..._pct` are per cent of the measu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -238,13 +238,24 @@ class Isoflop:
 
 @dataclass(frozen=True, eq=False)
 class Envelope:
-    """Approach 1: the runs that no cheaper run beats, by increasing C. Arrays are [point]."""
+    """Approach 1: the runs that no run of the same or lower cost beats, by increasing C. Arrays: [point]."""
 
     run_ids: tuple[str, ...]
     flops: np.ndarray
     params: np.ndarray
     tokens: np.ndarray
     loss: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """90% interval of an allocation's N_opt and D_opt along C, over resamples. Arrays are [point]."""
+
+    flops: np.ndarray
+    params_lo: np.ndarray
+    params_hi: np.ndarray
+    tokens_lo: np.ndarray
+    tokens_hi: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -264,6 +275,7 @@ class Allocation:
     points: int
     reason: str
     method: str = ""
+    band: Band | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def params_at(self, flops: np.ndarray) -> np.ndarray:
         return self.params_factor * np.asarray(flops, dtype=np.float64) ** self.a.value
@@ -363,6 +375,15 @@ class Frontier:
     hi90: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """The predicted loss over a grid: params [column], tokens [row], loss [row, column]."""
+
+    params: np.ndarray
+    tokens: np.ndarray
+    loss: np.ndarray
+
+
 @dataclass(frozen=True)
 class BacktestRow:
     """One run predicted from cheaper runs alone.
@@ -388,6 +409,23 @@ class BacktestRow:
     @property
     def log_error(self) -> float:
         return float(np.log(self.predicted / self.measured))
+
+
+@dataclass(frozen=True)
+class TrackRecord:
+    """How a law did over `n` backtest rows at `nearest` to `farthest` times the cut's FLOPs.
+
+    error_pct: mean of |predicted - measured|, bias_pct: mean of (predicted - measured), % of measured.
+    inside: how many measured losses lay in their 90% interval; None for a law that has none.
+    """
+
+    law: str
+    nearest: float
+    farthest: float
+    n: int
+    error_pct: float
+    bias_pct: float
+    inside: int | None
 
 
 @dataclass(frozen=True)
@@ -432,6 +470,7 @@ class Prediction:
     by_law: what each law alone says, nats a token. weights: each law's share, summing to 1.
     spread: standard deviations in log loss that make up the interval, by origin
         ("parameters", "noise", "rollouts", "laws").
+    extrapolation: the target's FLOPs over the dearest fitted run's; None where it was not recorded.
     created: UTC, ISO 8601. ledger_digest: SHA-256 of the rows the fit rests on.
     """
 
@@ -448,11 +487,18 @@ class Prediction:
     verdict: Verdict
     reasons: tuple[str, ...]
     measured: Measured | None = None
+    extrapolation: float | None = None
 
     @property
     def half_width_pct(self) -> float:
         """Half the interval, % of the predicted loss."""
         return 50 * (self.hi90 - self.lo90) / self.loss
+
+
+def latest(predictions: Sequence[Prediction]) -> tuple[Prediction, ...]:
+    """The last one made for each target, cheapest target first; a report is about the last of them."""
+    by_target = {p.target: p for p in sorted(predictions, key=lambda p: p.created)}
+    return tuple(sorted(by_target.values(), key=lambda p: p.target.flops))
 
 
 @dataclass(frozen=True)
@@ -525,6 +571,8 @@ class Analysis:
     remedies: approach 2 by its less biased readings; isoflop_bias: the bias of each, by law.
     conventions: the judged target under each way of counting N and C, None where there is one alone.
     advice: runs that would help most, where the verdict is not "supported".
+    surface: what is predicted over N and D, as far as the runs and targets reach.
+    records: each law's backtests, by law; records_by_distance: the same, by law and distance.
     metadata: how to do it again (command, versions, corpus fingerprint, config, ...), in order.
     """
 
@@ -551,4 +599,7 @@ class Analysis:
     isoflop_bias: tuple[IsoflopBias, ...] = ()
     conventions: ByConvention | None = None
     advice: tuple[HelpfulRun, ...] = ()
+    surface: Surface | None = None
+    records: tuple[TrackRecord, ...] = ()
+    records_by_distance: tuple[TrackRecord, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)

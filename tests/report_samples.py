@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from analysis.bands import line_band
+from analysis.surfaces import records_by_distance, track_records
 from analysis.values import (
     Allocation,
     Analysis,
@@ -23,6 +25,7 @@ from analysis.values import (
     RunRow,
     Runs,
     Status,
+    Surface,
     Target,
     Verdict,
 )
@@ -245,6 +248,7 @@ def sample_prediction(
         Verdict.WEAK,
         ("it extrapolates 10×", "one of 5 budgets is not bracketed."),
         outcome,
+        extrapolation=target.flops / BUDGETS[-1],
     )
 
 
@@ -259,10 +263,17 @@ def sample_allocations() -> tuple[Allocation, ...]:
     found = []
     for approach, a in ((1, 0.47), (2, 0.515), (3, BETA / (ALPHA + BETA))):
         factor = float(best_params(3e11)) / 3e11**a
-        found.append(
-            Allocation(approach, estimate(a, 0.05), estimate(1 - a, 0.05), factor, 1 / (6 * factor), 5, "")
-        )
+        flops, slopes = np.array(BUDGETS), np.linspace(0.95, 1.05, 21)[:, None] * a
+        log_n = np.log(best_params(3e11)) + slopes * np.log(flops / 3e11)
+        band = line_band(flops, log_n, np.log(flops / 6) - log_n)
+        ends = estimate(a, 0.05), estimate(1 - a, 0.05)
+        found.append(Allocation(approach, *ends, factor, 1 / (6 * factor), 5, "", band=band))
     return tuple(found)
+
+
+def sample_surface() -> Surface:
+    params, tokens = np.geomspace(5e3, 1e6, 30), np.geomspace(1e5, 1e7, 25)
+    return Surface(params, tokens, true_loss(params[None, :], tokens[:, None]))
 
 
 def sample_analysis(**changes) -> Analysis:
@@ -270,6 +281,7 @@ def sample_analysis(**changes) -> Analysis:
     runs = sample_runs()
     isoflops = changes.get("isoflops", sample_isoflops(runs))
     lowest = [int(np.flatnonzero(runs.flops == c)[runs.loss[runs.flops == c].argmin()]) for c in BUDGETS]
+    backtests = changes.get("backtests", sample_backtests(runs))
     values = {"E": E, "A": A, "B": B, "alpha": ALPHA, "beta": BETA}
     sample = Analysis(
         title="isoflop-demo",
@@ -295,7 +307,10 @@ def sample_analysis(**changes) -> Analysis:
         allocations=sample_allocations(),
         published=PUBLISHED,
         frontier=sample_frontier(),
-        backtests=sample_backtests(runs),
+        backtests=backtests,
+        surface=sample_surface(),
+        records=track_records(backtests),
+        records_by_distance=records_by_distance(backtests),
         predictions=(sample_prediction(measured=1.56),),
         verdict=Verdict.WEAK,
         reasons=("it extrapolates 10×",),
@@ -327,6 +342,7 @@ def without_results(**changes) -> Analysis:
         allocations=(),
         frontier=None,
         backtests=(),
+        surface=None,
         predictions=(),
         verdict=Verdict.NOT_SUPPORTED,
         reasons=("no run finished",),

@@ -16,6 +16,7 @@ from analysis.allocate import (
     isoflops,
     optimal_log_params,
 )
+from analysis.bands import line_band
 from analysis.ensemble import fit_members
 from analysis.table import as_runs
 from analysis.values import Allocation, Skipped
@@ -158,3 +159,34 @@ def test_envelope_exponent_of_a_dense_sweep():
     assert found.a.value == pytest.approx(EXPONENT, abs=0.05)
     one_size = sweep().take(np.arange(3))
     assert isinstance(by_envelope(as_runs(np.ones(3), one_size.tokens, one_size.loss)), Skipped)
+
+
+def test_envelope_keeps_the_best_run_of_a_budget_whatever_the_rounding_of_its_flops():
+    runs = as_runs(
+        np.array([1.0, 2.0, 3.0, 1.0, 2.0]),
+        np.ones(5),
+        np.array([3.0, 2.8, 2.9, 2.7, 2.5]),
+        flops=np.array([0.97, 1.0, 1.03, 1.97, 2.03]),
+    )
+    assert envelope(runs).run_ids == ("row 2", "row 5")
+
+
+def test_bands_hold_their_line_and_widen_away_from_the_budgets():
+    runs = sweep(noise=0.003, sizes=40)
+    rule = cost_rule(runs)
+    for found in (by_envelope(runs), by_isoflops(*isoflops(runs, rule)[:2], rule)):
+        band, middle = found.band, found.params_at(found.band.flops)
+        assert (band.params_lo < band.params_hi).all() and (band.tokens_lo < band.tokens_hi).all()
+        assert np.mean((band.params_lo <= middle) & (middle <= band.params_hi)) > 0.9
+        width = np.log(band.params_hi / band.params_lo)
+        assert width[-1] > 2 * width.min()
+
+
+def test_a_band_without_spread_is_the_line_and_tokens_follow_from_the_draws():
+    flops = np.array([1e18, 1e19, 1e20])
+    log_n = np.tile(0.5 * np.log(flops) - 1, (7, 1))
+    band = line_band(flops, log_n, np.log(flops / 6) - log_n)
+    assert band.flops[[0, -1]] == pytest.approx([1e18, 1e22])
+    assert band.params_lo == pytest.approx(np.exp(0.5 * np.log(band.flops) - 1), rel=1e-9)
+    assert band.params_hi == pytest.approx(band.params_lo, rel=1e-9)
+    assert band.tokens_hi * band.params_lo == pytest.approx(band.flops / 6, rel=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import html.parser
 import re
@@ -26,11 +27,14 @@ from report_samples import (
     without_results,
 )
 
+from analysis import store
+from analysis.ensemble import fit_members
 from analysis.report import theme, words, write_report
 from analysis.report.document import compose
 from analysis.report.figures import isoflop_curves, loss_against_compute
-from analysis.report.headline import latest_predictions
+
 from analysis.report.tables import ROWS_SHOWN
+from analysis.surfaces import loss_surface
 from analysis.values import (
     Analysis,
     EntropyCheck,
@@ -43,6 +47,7 @@ from analysis.values import (
     Skipped,
     Target,
     Verdict,
+    latest,
 )
 
 
@@ -257,7 +262,7 @@ def test_the_headline_is_the_latest_prediction_of_the_dearest_target():
         sample_prediction(target=small, created="2026-11-24T10:00:00+00:00"),
     )
     sample = sample_analysis(predictions=(other, new, old))
-    assert latest_predictions(sample) == [other, new]
+    assert latest(sample.predictions) == (other, new)
     assert "1.0e13 FLOPs" in compose(sample).lede[0]
     assert compose(sample).lede[1].endswith("inside the interval.")
     table = compose(sample).sections[0].tables[0]
@@ -273,6 +278,62 @@ def test_many_scored_targets_are_counted_in_the_lede_and_one_is_labelled():
     assert "not scored; of 4 other targets measured, 3 came out inside" in compose(sample).lede[1]
     axes = loss_against_compute(sample).figure.axes[0]
     assert [text.get_text() for text in axes.texts if "predicted" in text.get_text()] == ["predicted 1.548"]
+
+
+def test_tables_hold_every_target_backtest_and_exclusion(tmp_path):
+    other = sample_prediction(target=Target(1e5, 3e6, 2e12))
+    unrecorded = dataclasses.replace(other, created="2026-11-20T10:00:00+00:00", extrapolation=None)
+    sample = sample_analysis(predictions=(unrecorded, other, sample_prediction(measured=1.56)))
+    store.write_results(tmp_path, sample)
+    read = {path.stem: list(csv.DictReader(open(path))) for path in tmp_path.glob("*.csv")}
+    assert [float(row["extrapolation"]) for row in read["predictions"]] == pytest.approx([2.0, 10.0])
+    first, second = read["predictions"]
+    assert (first["measured_loss"], first["inside"]) == ("", "") and second["inside"] == "True"
+    assert list(first)[:9] == "params tokens flops loss lo90 hi90 law extrapolation verdict".split()
+    assert len(read["backtest"]) == len(sample.backtests)
+    for row, of in zip(read["backtest"], sample.backtests, strict=True):
+        assert (row["run_id"], row["law"]) == (of.run_id, of.law)
+        assert float(row["log_error"]) == pytest.approx(np.log(of.predicted / of.measured))
+        assert (row["lo90"] == "") == (of.lo90 is None)
+    assert [row["run_id"] for row in read["exclusions"]] == [e.run_id for e in sample.exclusions]
+
+
+def test_predictions_from_before_the_extrapolation_was_recorded_still_load(tmp_path):
+    store.write_predictions(tmp_path / "p.json", (sample_prediction(),))
+    text = (tmp_path / "p.json").read_text()
+    old = re.sub(r',\s*"extrapolation": [0-9.]+', "", text)
+    assert old != text
+    (tmp_path / "p.json").write_text(old)
+    assert store.read_predictions(tmp_path / "p.json")[0].extrapolation is None
+
+
+def test_coverage_stands_beside_the_interval_and_sums_over_distances():
+    sample = sample_analysis()
+    combined = [row for row in sample.backtests if row.law == "combined"]
+    inside = sum(row.inside for row in combined)
+    assert f"such intervals held {inside} of {len(combined)} times" in compose(sample).lede[0]
+    by_distance = [r for r in sample.records_by_distance if r.law == "combined"]
+    assert (sum(r.inside for r in by_distance), sum(r.n for r in by_distance)) == (inside, len(combined))
+    assert "untested" in compose(sample_analysis(backtests=())).lede[0]
+    errors = [100 * abs(row.predicted / row.measured - 1) for row in combined]
+    (record,) = [r for r in sample.records if r.law == "combined"]
+    assert record.error_pct == pytest.approx(np.mean(errors))
+
+
+def test_the_surface_is_the_weighted_law_on_a_grid_that_holds_every_run():
+    runs = sample_runs()
+    members, _ = fit_members(runs, resamples=30)
+    weights = {"separable": 0.25, "coupled": 0.75}
+    laws = [(member, weights[member.law.name]) for member in members if member.law.name in weights]
+    surface = loss_surface(laws, runs.params, runs.tokens)
+    i, j = 7, 40
+    alone = {
+        m.law.name: m.law.loss_at(m.fit.values, params=surface.params[j], tokens=surface.tokens[i])
+        for m in members
+    }
+    wanted = alone["separable"] ** 0.25 * alone["coupled"] ** 0.75
+    assert surface.loss[i, j] == pytest.approx(wanted, rel=1e-9)
+    assert surface.params[0] < runs.params.min() and surface.tokens[-1] > runs.tokens.max()
 
 
 def test_a_verdict_that_changed_since_the_prediction_comes_first():

@@ -26,10 +26,17 @@ Label = tuple[float, float, str, str]
 """x, y, text, colour."""
 
 
-def panels(columns: int, height: float, rows: int = 1, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of the page's width and `height` inches, and its axes row by row."""
+def panels(
+    columns: int,
+    height: float,
+    rows: int = 1,
+    share_y: bool = False,
+    widths: Sequence[float] | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of the page's width and `height` inches, and its axes row by row; `widths` are relative."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, list(figure.subplots(rows, columns, sharey=share_y, squeeze=False).ravel())
+    cells = figure.subplots(rows, columns, sharey=share_y, squeeze=False, width_ratios=widths)
+    return figure, list(cells.ravel())
 
 
 def dots(axes: Axes, x: Sequence[float], y: Sequence[float], **style: object) -> None:
@@ -78,7 +85,9 @@ def _log_ticks(axis: Axis, limits: tuple[float, float], say: Callable[[float], s
 
 
 def legend(axes: Axes, columns: int) -> None:
-    """Above the axes, where it covers no data."""
+    """Above the axes, where it covers no data; none where nothing has a name."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1),

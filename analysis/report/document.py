@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from analysis.report import headline, tables, words
 from analysis.report.tables import Table
-from analysis.values import Analysis
+from analysis.values import Analysis, latest
 
 PROBLEMS_SHOWN = 8
 """Problems told before the first figure; the others follow at the end. Assumption: more push the
@@ -51,23 +51,25 @@ class Document:
 
 def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
     """Everything that the report says about `analysis`; `drawn` names the figures that there are."""
-    predictions = headline.latest_predictions(analysis)[-1:]
+    predictions = latest(analysis.predictions)[-1:]
+    reasons = predictions[0].reasons if predictions else analysis.reasons
     problems = headline.problems(analysis)
     beyond = len(problems) - PROBLEMS_SHOWN
     more = (f"{words.plural(beyond, 'further problem')} at the end of this report.",) if beyond > 0 else ()
     sections = (
         Section(
             "Prediction and measurement",
-            ("loss-against-compute",),
+            ("loss-against-compute", "law-comparison"),
             (
                 tables.predictions(analysis),
-                *(tables.laws_of(prediction) for prediction in predictions),
+                *(tables.laws_of(prediction, analysis) for prediction in predictions),
                 *(tables.spread_of(prediction) for prediction in predictions),
             ),
         ),
+        Section("Why this verdict", points=reasons if len(reasons) > headline.REASONS_TOLD else ()),
         Section(
             "Compute-optimal size and data",
-            ("isoflop-curves", "optimal-allocation"),
+            ("isoflop-curves", "contours", "optimal-allocation"),
             (tables.budgets(analysis), tables.exponents(analysis)),
         ),
         Section(
@@ -75,7 +77,7 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
             ("residuals",),
             (tables.laws(analysis), tables.parameters(analysis), tables.entropy(analysis)),
         ),
-        Section("Backtests", ("backtests",)),
+        Section("Backtests", ("backtests",), (tables.backtests(analysis),)),
         Section("Runs", (), (tables.runs(analysis), tables.exclusions(analysis))),
         Section("Further problems", points=problems[PROBLEMS_SHOWN:]),
         _reproduction(analysis),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from analysis.report import words
-from analysis.values import Analysis, Prediction, RunRow, Verdict
+from analysis.values import Analysis, Prediction, RunRow, Verdict, latest
 
 VERDICTS = {
     Verdict.SUPPORTED: "The data support {} extrapolation",
@@ -18,18 +18,15 @@ BADGES = {
     Verdict.WEAK: "weakly supported",
     Verdict.NOT_SUPPORTED: "not supported",
 }
+REASONS_TOLD = 3
+"""Reasons in the verdict's sentence, worst first; all of them stand in their own section."""
+
 FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished")
-
-
-def latest_predictions(analysis: Analysis) -> list[Prediction]:
-    """The last prediction made for each target, cheapest target first; the headline is the last one."""
-    by_target = {p.target: p for p in sorted(analysis.predictions, key=lambda p: p.created)}
-    return sorted(by_target.values(), key=lambda p: p.target.flops)
 
 
 def lede(analysis: Analysis) -> tuple[str, str, str]:
     """What is predicted, what was measured, and whether the data carry it: a sentence each."""
-    predictions = latest_predictions(analysis)
+    predictions = latest(analysis.predictions)
     if not predictions:
         verdict = _verdict("an", analysis.verdict, analysis.reasons)
         return "No target run was predicted.", _measured_range(analysis), verdict
@@ -40,7 +37,7 @@ def lede(analysis: Analysis) -> tuple[str, str, str]:
 
 def problems(analysis: Analysis) -> tuple[str, ...]:
     """The analysis' own problems, after a verdict that has changed since the prediction was made."""
-    predictions = latest_predictions(analysis)
+    predictions = latest(analysis.predictions)
     if not predictions or predictions[-1].verdict is analysis.verdict:
         return analysis.problems
     changed = (
@@ -81,17 +78,25 @@ def _predicted(prediction: Prediction, analysis: Analysis) -> str:
     return (
         f"A run of {words.count(target.params)} {words.parameters(analysis.params_kind)} on "
         f"{words.count(target.tokens)} tokens ({words.flops(target.flops)} "
-        f"FLOPs{_distance(prediction, analysis)}) is predicted to reach a loss of "
+        f"FLOPs{_distance(prediction)}) is predicted to reach a loss of "
         f"{words.loss(prediction.loss, 3)} nats a token, with a 90% interval of "
         f"{words.loss(prediction.lo90, 3)} to {words.loss(prediction.hi90, 3)} "
-        f"(±{words.percent(prediction.half_width_pct)})."
+        f"(±{words.percent(prediction.half_width_pct)}{_coverage(analysis)})."
     )
 
 
-def _distance(prediction: Prediction, analysis: Analysis) -> str:
-    if not len(analysis.runs):
+def _coverage(analysis: Analysis) -> str:
+    """How often such intervals held, for the sentence that gives one."""
+    record = next((record for record in analysis.records if record.inside is not None), None)
+    if record is None:
+        return "; no backtest was possible, so this interval is untested"
+    return f"; in backtests on dearer runs such intervals held {record.inside:,} of {record.n:,} times"
+
+
+def _distance(prediction: Prediction) -> str:
+    ratio = prediction.extrapolation
+    if ratio is None:
         return ""
-    ratio = prediction.target.flops / analysis.runs.flops.max()
     if ratio <= 1:
         return ", no dearer than the runs fitted"
     return f", {words.factor(ratio)} the dearest run fitted"
@@ -128,7 +133,8 @@ def _verdict(which: str, verdict: Verdict, reasons: Iterable[str]) -> str:
 
 def _because(reasons: Iterable[str]) -> str:
     reasons = tuple(reasons)
-    return f": {words.listing(reasons)}" if reasons else ""
+    more = f"; {len(reasons) - REASONS_TOLD} more below" if len(reasons) > REASONS_TOLD else ""
+    return f": {words.listing(reasons[:REASONS_TOLD])}{more}" if reasons else ""
 
 
 def _measured_range(analysis: Analysis) -> str:

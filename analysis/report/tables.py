@@ -6,11 +6,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from analysis.report import words
-from analysis.values import Allocation, Analysis, Estimate, Isoflop, LawFit, Prediction, RunRow, Status
+from analysis.values import (
+    Allocation,
+    Analysis,
+    Estimate,
+    Isoflop,
+    LawFit,
+    Prediction,
+    RunRow,
+    Status,
+    TrackRecord,
+    latest,
+)
 
-ROWS_SHOWN = 300
-"""Longest table in the report. Assumption: nobody reads further down, and ten thousand rows make a
-page that a browser scrolls badly; the analysed table itself has them all."""
+ROWS_SHOWN, TARGETS_SHOWN = 100, 20
+"""Longest lists of rows and of predictions. Assumption: nobody reads further down, and ten thousand rows
+make a page that a browser scrolls badly; the notes say which file has them all."""
+
+
+UNBOUNDED = 1000.0
+"""Factor from the optimal N beyond which an end of its interval bounds nothing. Assumption."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +59,20 @@ def table(
 
 
 def predictions(analysis: Analysis) -> Table | None:
-    """Every prediction ever written for this sweep, the latest first."""
-    made = sorted(analysis.predictions, key=lambda p: (p.created, p.target.flops), reverse=True)
-    headings = ("N", "D", "C, FLOPs", "predicted", "90% interval", "±", "measured", "error", "|inside")
+    """Every prediction ever written for this sweep: the latest of each target, the dearest first, and
+    then those that they replace."""
+    newest = latest(analysis.predictions)[::-1]
+    kept = {id(prediction) for prediction in newest}
+    made = [*newest, *(p for p in reversed(analysis.predictions) if id(p) not in kept)]
+    headings = ("N", "D", "C, FLOPs", "reach", "predicted", "90% interval", "±", "measured", "error")
     note = (
-        "A prediction is written before its run's loss is read, and is never changed afterwards. "
-        "Error: predicted over measured."
+        "Reach: C over that of the dearest run fitted. Error: predicted over measured. A prediction is "
+        "written before its run's loss is read, and is never changed afterwards."
     )
-    if len(made) > ROWS_SHOWN:
-        note = f"The latest {ROWS_SHOWN} of {len(made):,}. {note}"
-    headings = (*headings, "|verdict", "|made, UTC")
-    return table("Predictions", headings, map(_prediction, made[:ROWS_SHOWN]), note)
+    if len(made) > TARGETS_SHOWN:
+        note = f"{TARGETS_SHOWN} of {len(made):,}; predictions.csv beside this report has all. {note}"
+    headings = (*headings, "|inside", "|verdict", "made, UTC")
+    return table("Predictions", headings, map(_prediction, made[:TARGETS_SHOWN]), note)
 
 
 def _prediction(prediction: Prediction) -> tuple[str, ...]:
@@ -68,6 +86,7 @@ def _prediction(prediction: Prediction) -> tuple[str, ...]:
         words.count(target.params),
         words.count(target.tokens),
         words.flops(target.flops),
+        words.NONE if prediction.extrapolation is None else words.factor(prediction.extrapolation),
         words.loss(prediction.loss),
         f"[{words.loss(prediction.lo90)}, {words.loss(prediction.hi90)}]",
         words.percent(prediction.half_width_pct),
@@ -77,18 +96,40 @@ def _prediction(prediction: Prediction) -> tuple[str, ...]:
     )
 
 
-def laws_of(prediction: Prediction) -> Table | None:
-    """What each law alone says of the target."""
+def laws_of(prediction: Prediction, analysis: Analysis) -> Table | None:
+    """What each law alone says of the target, and how it did in the backtests."""
+    records = {record.law: record for record in analysis.records}
+    rows = []
+    for law, loss in prediction.by_law.items():
+        weight, record = prediction.weights.get(law), records.get(law)
+        share = words.NONE if weight is None else words.percent(100 * weight)
+        rows.append((law, words.loss(loss), share, *(_errors(record) if record else (words.NONE,) * 3)))
+    headings = ("|law", "predicted loss", "weight", "backtests", "mean error", "bias")
+    note = f"For {words.flops(prediction.target.flops)} FLOPs: {words.listing([prediction.law])}."
+    return table("What each law says", headings, rows, note)
+
+
+def _errors(record: TrackRecord) -> tuple[str, str, str]:
+    return f"{record.n:,}", words.percent(record.error_pct), words.percent(record.bias_pct, signed=True)
+
+
+def backtests(analysis: Analysis) -> Table | None:
+    """What a prediction at each distance was worth inside the sweep."""
     rows = [
         (
-            law,
-            words.loss(loss),
-            words.percent(100 * prediction.weights[law]) if law in prediction.weights else words.NONE,
+            " to ".join(dict.fromkeys((words.factor(record.nearest), words.factor(record.farthest)))),
+            *_errors(record),
+            f"{record.inside:,} of {record.n:,}",
         )
-        for law, loss in prediction.by_law.items()
+        for record in analysis.records_by_distance
+        if record.inside is not None
     ]
-    note = f"For {words.flops(prediction.target.flops)} FLOPs: {words.listing([prediction.law])}."
-    return table("What each law says", ("|law", "predicted loss", "weight"), rows, note)
+    headings = ("reach", "backtests", "mean error", "bias", "in the 90% interval")
+    note = (
+        "Predictions as a target gets them, of dearer runs from cheaper ones; a run may be foretold from "
+        "several cuts. backtest.csv beside this report has every one, for each law too."
+    )
+    return table("Backtests by distance", headings, rows, note)
 
 
 def spread_of(prediction: Prediction) -> Table | None:
@@ -105,6 +146,8 @@ def budgets(analysis: Analysis) -> Table | None:
     ordered = sorted(analysis.isoflops, key=lambda isoflop: isoflop.flops)
     headings = ("C, FLOPs", "sizes", "optimal N", "90% interval", "optimal D", "D/N", "loss there")
     note = f"N counts {words.parameters(analysis.params_kind)}."
+    if any(_unbounded(isoflop) for isoflop in ordered):
+        note += " “none”: too many resampled curves have no minimum on that side to name a bound."
     return table("Optimum of each budget", (*headings, "|bracketed", "|remark"), map(_budget, ordered), note)
 
 
@@ -114,13 +157,22 @@ def _budget(isoflop: Isoflop) -> tuple[str, ...]:
     if optimum is not None:
         found = (
             words.count(optimum.value),
-            f"[{words.count(optimum.lo)}, {words.count(optimum.hi)}]",
+            f"[{_bound(optimum.lo, optimum.value)}, {_bound(optimum.hi, optimum.value)}]",
             words.count(isoflop.tokens_opt),
             words.count(isoflop.tokens_opt / optimum.value),
             words.loss(isoflop.loss_min),
         )
     sizes = str(len(set(isoflop.params.tolist())))
     return words.flops(isoflop.flops), sizes, *found, _yes(isoflop.bracketed), isoflop.reason
+
+
+def _unbounded(isoflop: Isoflop) -> bool:
+    optimum = isoflop.params_opt
+    return optimum is not None and "none" in (_bound(e, optimum.value) for e in (optimum.lo, optimum.hi))
+
+
+def _bound(end: float, optimum: float) -> str:
+    return words.count(end) if 1 / UNBOUNDED < end / optimum < UNBOUNDED else "none"
 
 
 def exponents(analysis: Analysis) -> Table | None:
@@ -257,7 +309,8 @@ def _run(row: RunRow) -> tuple[str, ...]:
 def exclusions(analysis: Analysis) -> Table | None:
     rows = [(exclusion.run_id, exclusion.reason) for exclusion in analysis.exclusions[:ROWS_SHOWN]]
     left = len(analysis.exclusions) > ROWS_SHOWN
-    note = f"The first {ROWS_SHOWN} of {len(analysis.exclusions):,}." if left else ""
+    all_of_them = f"{len(analysis.exclusions):,}; exclusions.csv beside this report has all."
+    note = f"The first {ROWS_SHOWN} of {all_of_them}" if left else ""
     return table("Not used in any fit", ("|run", "|reason"), rows, note)
 
 

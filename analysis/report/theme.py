@@ -81,11 +81,13 @@ RC = {
 PNG_DPI = 200
 
 
-def sequential(n: int) -> list[str]:
-    """n colours in order of lightness, as far apart as the scale allows."""
+def sequential(n: int, in_pixels: bool = False) -> list[str]:
+    """n colours in order of lightness, as far apart as the scale allows. Pixels keep the light page's
+    colour on a dark one: `in_pixels` leaves out those that black would swallow."""
     if n == 1:
         return [_SEQUENTIAL[STEPS // 3]]
-    return [_SEQUENTIAL[round(i * (STEPS - 1) / (n - 1))] for i in range(n)]
+    first = STEPS // 3 if in_pixels else 0
+    return [_SEQUENTIAL[first + round(i * (STEPS - 1 - first) / (n - 1))] for i in range(n)]
 
 
 def variables(dark: bool) -> str:
