@@ -25,7 +25,7 @@ class CostRule:
 
     def log(self, log_params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """log of FLOPs a token and its derivative by log N, shapes of `log_params`."""
-        N = np.exp(log_params)
+        N = np.exp(np.clip(log_params, -300.0, 300.0))  # absurd draws stay finite, and absurd
         total = self.c0 + self.c1 * np.sqrt(N) + self.c2 * N
         return np.log(total), (self.c1 * np.sqrt(N) / 2 + self.c2 * N) / total
 

@@ -215,6 +215,13 @@ class _Work:
             for reach in (REACHES if g else REACHES[:1])
         ]
 
+    def log_prior(self, v: Variances) -> float:
+        """A half of the prior for no u, a half for no g, the rest in equal parts: a law that is exact
+        must be able to say so, or its intervals are too wide."""
+        of_cluster = 1.0 if v.cluster == 0 else 1 / (len(CLUSTER_VARIANCES) - 1)
+        of_smooth = 1.0 if v.smooth == 0 else 1 / (len(SMOOTH_VARIANCES) - 1) / len(REACHES)
+        return float(np.log(of_cluster * of_smooth))
+
     def factor(self, v: Variances, weights: np.ndarray) -> np.ndarray:
         """Lower Cholesky factor [run, run] of the covariance over the noise variance."""
         matrix = v.cluster * self.same + v.smooth * self.smooth[v.reach]
@@ -247,7 +254,7 @@ class _Work:
                 + np.log1p(eigenvalues / noise[:, None]).sum(axis=1)
             )
             best = int(np.argmax(score))
-            found.append((float(score[best]), variances, float(noise[best])))
+            found.append((float(score[best]) + self.log_prior(variances), variances, float(noise[best])))
         return found
 
     def optimum(self, theta: np.ndarray, factor: np.ndarray, noise: float) -> np.ndarray:
