@@ -257,12 +257,15 @@ class _Work:
             found.append((float(score[best]) + self.log_prior(variances), variances, float(noise[best])))
         return found
 
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # a trial step may leave a law's range
     def optimum(self, theta: np.ndarray, factor: np.ndarray, noise: float) -> np.ndarray:
         """theta of highest posterior density under one covariance, by damped Gauss-Newton steps."""
         evaluate = self.problem.law.evaluate
 
         def cost(theta: np.ndarray) -> float:
             residual = self.log_loss - evaluate(theta[None], self.X)[0][0]
+            if not np.isfinite(residual).all():
+                return np.inf
             white = solve_triangular(factor, residual, lower=True, check_finite=False)
             away = (theta - self.prior_mean) / self.prior_sd
             return float(white @ white / noise + away @ away)

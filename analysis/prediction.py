@@ -76,7 +76,7 @@ class Model:
 
     def isoflop_bias(self, flops: float) -> tuple[IsoflopBias, ...]:
         """Approach 2's bias on these runs' budgets, extrapolated to `flops`, with each law as the truth."""
-        members = [m for m in self.members if m.fit.status != Status.NOT_CONVERGED]
+        members = [m for m in surfaces(self.members) if m.fit.status != Status.NOT_CONVERGED]
         found = [isoflop_bias(self.runs, self.isoflops, self.cost, m, flops) for m in members]
         return tuple(item for item in found if isinstance(item, IsoflopBias))
 
@@ -92,7 +92,8 @@ class Model:
     def allocating(self) -> tuple[tuple[Member, float], ...]:
         """Those that say where to spend a budget, with their weights: the laws of N and D that predict,
         or where none does, the automatic choice among those that are shown."""
-        able = [(m, weight) for m, weight in self.predicting if m.law.variables == ("params", "tokens")]
+        names = {member.law.name for member in surfaces(self.members)}
+        able = [(m, weight) for m, weight in self.predicting if m.law.name in names]
         names = {law.name for law in AUTOMATIC}
         able = able or [(m, 1.0) for m in self.members if m.law.name in names]
         total = sum(weight for _, weight in able)
@@ -101,6 +102,11 @@ class Model:
     @property
     def fits(self) -> tuple[LawFit, ...]:
         return (*(member.fit for member in self.members), *((self.compute,) if self.compute else ()))
+
+
+def surfaces(members: Sequence[Member]) -> list[Member]:
+    """Those of them that are laws of N and D alone."""
+    return [member for member in members if member.law.variables == ("params", "tokens")]
 
 
 def model(runs: Runs, predicting: Sequence[Law] = AUTOMATIC, *, resamples: int = RESAMPLES) -> Model:
@@ -219,7 +225,7 @@ def _conventions(
     runs: Runs, members: Sequence[Member], weights: Mapping[str, float]
 ) -> Conventions | None:
     """By the law of N and D that predicts with the most weight."""
-    able = [member for member in members if member.law.variables == ("params", "tokens")]
+    able = surfaces(members)
     if not able:
         return None
     return fit_conventions(runs, max(able, key=lambda member: weights.get(member.law.name, 0.0)))
@@ -238,8 +244,7 @@ def optimal_range(known: Model, flops: float) -> tuple[float, float, float]:
     """(N_opt, lo, hi): the 90% range over resamples, widened to hold what each law says alone."""
     at = np.array([flops])
     draws = optimal_draws(known, at)[:, 0]
-    laws = [m for m in known.members if m.law.variables == ("params", "tokens")]
-    alone = [optimal_log_params(m, m.theta[None], known.cost, at)[0, 0] for m in laws]
+    alone = [optimal_log_params(m, m.theta[None], known.cost, at)[0, 0] for m in surfaces(known.members)]
     lo, hi = np.quantile(draws[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(np.exp(draws[0])), float(np.exp(min(lo, *alone))), float(np.exp(max(hi, *alone)))
 
