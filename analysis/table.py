@@ -44,6 +44,10 @@ HOLDOUT_WORDS = {
     "": False,
 }
 
+DIGITS = 6
+"""Significant digits of a loss from which two runs of one N and D that share them are one run. Assumption:
+seeds differ by 0.1% or more."""
+
 Row = Mapping[str, str]
 
 
@@ -121,7 +125,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
             spot = (row.run_id, row.params, row.tokens, row.flops)
             holdouts.append(Holdout(*spot, finished, reader.cluster(i)))
             continue
-        content = tuple(sorted((k, v) for k, v in records[i].items() if k != found.get("run_id")))
+        content = reader.content(i)
         reason = reader.exclusion(i, row, rules) or (
             f"an exact copy of {seen[content]}" if content in seen else ""
         )
@@ -378,6 +382,14 @@ class _Reader:
         if batch and row.tokens / batch < rules.min_steps:
             return f"{row.tokens / batch:.0f} steps, under {rules.min_steps:g}"
         return ""
+
+    def content(self, i: int) -> tuple[str, ...]:
+        """What makes a row the copy of another: all of it but its id; or its variables and loss alone, where
+        the loss has digits enough that two runs would not share them and no seed tells them apart."""
+        row = self.records[i]
+        if len(self.text(i, "loss").replace(".", "").strip("0")) >= DIGITS and not row.get("seed"):
+            return tuple(self.text(i, name) for name in ("params", "tokens", "flops", "unique_tokens", "loss"))
+        return tuple(f"{k}={v}" for k, v in sorted(row.items()) if k != self.found.get("run_id"))
 
     def cluster(self, i: int) -> str:
         """The table's own label, or the size."""

@@ -120,6 +120,20 @@ def test_every_exclusion_has_its_reason_and_the_rest_is_fitted(tmp_path):
     assert table.params_kind == "non-embedding"
 
 
+def test_a_run_entered_twice_is_a_copy_whatever_else_the_rows_say(tmp_path):
+    rows = [
+        {"id": "a", "params": "1e8", "tokens": "2e9", "loss": "3.141592", "seconds": "5"},
+        {"id": "b", "params": "1e8", "tokens": "2e9", "loss": "3.141592", "seconds": "6"},
+        {"id": "c", "params": "1e8", "tokens": "2e9", "loss": "3.14", "seconds": "5"},
+        {"id": "d", "params": "1e8", "tokens": "2e9", "loss": "3.14", "seconds": "6"},
+    ]
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = read_table(path)
+    assert [(e.run_id, e.reason) for e in table.exclusions] == [("b", "an exact copy of a")]
+    assert table.runs.run_id == ("a", "c", "d")
+
+
 def test_another_seed_with_the_same_loss_is_no_copy(tmp_path):
     rows = [{**ROWS[0], "seed": "1"}, {**ROWS[0], "run_id": "z", "seed": "2"}]
     assert len(read_table(write_csv(tmp_path / "runs.csv", rows)).runs) == 2
