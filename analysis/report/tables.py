@@ -84,7 +84,7 @@ def predictions(analysis: Analysis) -> Table | None:
     )
     if len(made) > TARGETS_SHOWN:
         note = f"{TARGETS_SHOWN} of {len(made):,}; predictions.csv beside this report has all. {note}"
-    headings = (*headings, "|inside", "|verdict", "made, UTC")
+    headings = (*headings, "|inside", "|verdict", "|made, UTC")
     return table("Predictions", headings, map(_prediction, made[:TARGETS_SHOWN]), note)
 
 
@@ -248,7 +248,7 @@ def bias(analysis: Analysis) -> Table | None:
         (
             reading.method,
             reading.grid,
-            words.NONE if reading.a is None else f"{reading.a:+.3f}",
+            words.NONE if reading.a is None else f"{round(reading.a, 3) + 0.0:+.3f}",
             words.percent(reading.params_pct, signed=True),
             _causes(truth) if reading is truth.on("as run") else "",
         )
