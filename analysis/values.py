@@ -469,7 +469,7 @@ class Prediction:
     law: how it was made: the laws and their weights, in words.
     by_law: what each law alone says, nats a token. weights: each law's share, summing to 1.
     spread: standard deviations in log loss that make up the interval, by origin
-        ("parameters", "noise", "rollouts", "laws").
+        ("parameters", "discrepancy", "laws", "noise", "rollouts").
     extrapolation: the target's FLOPs over the dearest fitted run's; None where it was not recorded.
     created: UTC, ISO 8601. ledger_digest: SHA-256 of the rows the fit rests on.
     """

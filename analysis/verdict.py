@@ -78,6 +78,9 @@ MANY_CHECKPOINTS, REGULAR = 6, 0.1
 """Rows of one cluster and size, and the largest relative spread of their steps in D, that look like
 checkpoints of one run. Assumption."""
 
+IN_BACKTESTS, UNTESTED = "in backtests inside the sweep", "the interval is untested"
+"""How reasons that tell the interval's coverage, or that nothing tells it, are known to the report."""
+
 Finding = tuple[Verdict, str]
 
 
@@ -328,7 +331,7 @@ def _decays(e: Evidence) -> Iterator[Finding]:
 
 def _rollouts(e: Evidence) -> Iterator[Finding]:
     if not e.backtests:
-        yield Verdict.WEAK, "too few runs to hold the dearer ones back: the interval is untested"
+        yield Verdict.WEAK, f"too few runs to hold the dearer ones back: {UNTESTED}"
     elif e.scale > UNRELIABLE:
         yield (
             Verdict.WEAK,
@@ -398,6 +401,6 @@ def _in_favour(e: Evidence) -> Iterator[str]:
         farthest = np.exp(max(row.distance for row in combined))
         error = 100 * float(np.mean([abs(row.log_error) for row in combined]))
         yield (
-            f"in backtests inside the sweep {inside} of {len(combined)} dearer runs fell in their 90% "
+            f"{IN_BACKTESTS} {inside} of {len(combined)} dearer runs fell in their 90% "
             f"interval, with a mean error of {error:.2g}%, at up to {farthest:.3g}x"
         )

@@ -12,18 +12,25 @@ from analysis.values import (
     Allocation,
     Analysis,
     BacktestRow,
+    Basin,
+    ByConvention,
+    Convention,
     Envelope,
     Estimate,
     Exclusion,
     Frontier,
+    HelpfulRun,
     Isoflop,
+    IsoflopBias,
     LawFit,
     Measured,
     Parameter,
     Prediction,
     PublishedAllocation,
+    ReadingBias,
     RunRow,
     Runs,
+    Skipped,
     Status,
     Surface,
     Target,
@@ -168,6 +175,8 @@ def sample_fit(law: str, runs: Runs, values: dict[str, float], status=Status.CON
         11,
         residuals,
         runs.run_id,
+        condition=7316.4,
+        basins=(Basin(1.25e-4, values, 11), Basin(1.26e-4, values, 1)),
     )
 
 
@@ -242,7 +251,7 @@ def sample_prediction(
         1.584,
         {"separable": 1.551, "coupled": 1.545},
         {"separable": 0.4, "coupled": 0.6},
-        {"parameters": 0.006, "noise": 0.004, "rollouts": 0.01, "laws": 0.003},
+        {"parameters": 0.006, "discrepancy": 0.005, "laws": 0.003, "noise": 0.004, "rollouts": 0.01},
         "ab" * 32,
         created,
         Verdict.WEAK,
@@ -267,8 +276,48 @@ def sample_allocations() -> tuple[Allocation, ...]:
         log_n = np.log(best_params(3e11)) + slopes * np.log(flops / 3e11)
         band = line_band(flops, log_n, np.log(flops / 6) - log_n)
         ends = estimate(a, 0.05), estimate(1 - a, 0.05)
-        found.append(Allocation(approach, *ends, factor, 1 / (6 * factor), 5, "", band=band))
+        method = "parabola" if approach == 2 else ""
+        found.append(Allocation(approach, *ends, factor, 1 / (6 * factor), 5, "", method, band=band))
     return tuple(found)
+
+
+def sample_remedies() -> tuple[Allocation, ...]:
+    a, b = estimate(0.507, 0.05), estimate(0.493, 0.05)
+    return tuple(Allocation(2, a, b, 0.1, 1.6, 5, "", method) for method in ("cubic", "joint"))
+
+
+def sample_bias(law: str = "coupled") -> IsoflopBias:
+    """The cubic has no minimum to read; log(N_opt read / true) of the parabola falls from 0.12 to 0.01."""
+
+    def reading(method: str, grid: str, log_params: float | None) -> ReadingBias:
+        a = None if log_params is None else log_params / 10
+        return ReadingBias(method, grid, a, None if a is None else -a, log_params, (log_params,) * 5)
+
+    methods = (("parabola", 0.12), ("cubic", None), ("joint", -0.03))
+    grids = (("equal cost", 0.09), ("centred", 0.04), ("narrow", 0.01), ("symmetric", 0.02))
+    return IsoflopBias(
+        law=law,
+        flops=TARGET.flops,
+        params=2.5e5,
+        a=0.513,
+        b=0.487,
+        groups=tuple(f"C={flops:.1e}" for flops in BUDGETS),
+        methods=tuple(reading(method, "as run", value) for method, value in methods),
+        grids=tuple(reading("parabola", grid, value) for grid, value in grids),
+    )
+
+
+def sample_conventions() -> ByConvention:
+    ways = (
+        Convention("params_non_embedding", "flops", True, 4.97e5, "as given", 1.545, 0.513),
+        Convention("params_non_embedding", "6·N·D", False, 4.97e5, "as given", 1.545, 0.498),
+        Convention("params_total", "flops", False, 6.1e5, "extrapolated beyond the runs", 1.561, 0.471),
+    )
+    return ByConvention("coupled", TARGET, ways, (Skipped("N counted by N", "2 of 35 runs have none"),))
+
+
+def sample_advice() -> tuple[HelpfulRun, ...]:
+    return HelpfulRun(4e5, 4.2e5, 1e12, 0.81), HelpfulRun(8e3, 2.1e7, 1e12, 0.637)
 
 
 def sample_surface() -> Surface:
@@ -305,6 +354,10 @@ def sample_analysis(**changes) -> Analysis:
             *(c[lowest] for c in (runs.flops, runs.params, runs.tokens, runs.loss)),
         ),
         allocations=sample_allocations(),
+        remedies=sample_remedies(),
+        isoflop_bias=(sample_bias("separable"), sample_bias()),
+        conventions=sample_conventions(),
+        advice=sample_advice(),
         published=PUBLISHED,
         frontier=sample_frontier(),
         backtests=backtests,
@@ -319,7 +372,7 @@ def sample_analysis(**changes) -> Analysis:
             "command": "python -m sweep +grid=isoflop",
             "code": "0.1.0 (abc1234)",
             "corpus fingerprint": "f0" * 16,
-            "config": "grid:\n  budgets: [1e11, 1e12]\n",
+            "recipe": '{"grid": {"budgets": [1e11, 1e12], "name": "isoflop"}, "notes": ["a cell was added"]}',
         },
     )
     return dataclasses.replace(sample, **changes)
@@ -340,6 +393,10 @@ def without_results(**changes) -> Analysis:
         isoflops=(),
         envelope=Envelope((), *(nothing,) * 4),
         allocations=(),
+        remedies=(),
+        isoflop_bias=(),
+        conventions=None,
+        advice=(),
         frontier=None,
         backtests=(),
         surface=None,
@@ -356,7 +413,7 @@ CASES = {
     "outside": lambda: sample_analysis(predictions=(sample_prediction(measured=1.70),)),
     "unscored": lambda: sample_analysis(predictions=(sample_prediction(),)),
     "no target": lambda: sample_analysis(predictions=(), frontier=None, backtests=()),
-    "no groups": lambda: sample_analysis(isoflops=(), allocations=sample_allocations()[:1]),
+    "no groups": lambda: sample_analysis(isoflops=(), allocations=sample_allocations()[:1], remedies=()),
     "all failed": without_results,
     "empty table": lambda: without_results(rows=(), exclusions=(), metadata={}),
 }

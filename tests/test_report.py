@@ -18,9 +18,12 @@ from report_samples import (
     E,
     estimate,
     sample_analysis,
+    sample_bias,
+    sample_conventions,
     sample_fit,
     sample_isoflops,
     sample_prediction,
+    sample_remedies,
     sample_rows,
     sample_runs,
     true_loss,
@@ -32,8 +35,7 @@ from analysis.ensemble import fit_members
 from analysis.report import theme, words, write_report
 from analysis.report.document import compose
 from analysis.report.figures import isoflop_curves, loss_against_compute
-
-from analysis.report.tables import ROWS_SHOWN
+from analysis.report.tables import ROWS_SHOWN, Table
 from analysis.surfaces import loss_surface
 from analysis.values import (
     Analysis,
@@ -49,6 +51,7 @@ from analysis.values import (
     Verdict,
     latest,
 )
+from analysis.verdict import IN_BACKTESTS, UNTESTED
 
 
 class Page(html.parser.HTMLParser):
@@ -175,9 +178,13 @@ def test_problems_stand_before_the_first_figure(report):
         assert page.index(problem) < page.index("<main>")
 
 
+def tables_of(analysis: Analysis) -> dict[str, Table]:
+    return {table.title: table for section in compose(analysis).sections for table in section.tables}
+
+
 def test_every_run_law_and_exclusion_is_in_its_table():
     sample = sample_analysis()
-    tables = {table.title: table for section in compose(sample).sections for table in section.tables}
+    tables = tables_of(sample)
     assert [row[0] for row in tables["Every run"].rows] == [row.run_id for row in sample.rows]
     assert [row[:2] for row in tables["Not used in any fit"].rows] == [
         (e.run_id, e.reason) for e in sample.exclusions
@@ -185,8 +192,81 @@ def test_every_run_law_and_exclusion_is_in_its_table():
     assert "at bound: E sits on 0" in tables["Laws"].rows[2]
     assert len(tables["Parameters"].rows) == sum(len(fit.parameters) for fit in sample.fits)
     exponents = tables["Exponents beside published ones"].rows
-    assert [row[0] for row in exponents] == ["this analysis"] * 3 + [p.who for p in PUBLISHED]
+    assert [row[0] for row in exponents] == ["this analysis"] * 5 + [p.who for p in PUBLISHED]
     assert len(tables["Optimum of each budget"].rows) == len(BUDGETS)
+
+
+def test_every_reading_of_approach_2_stands_in_the_order_of_the_approaches():
+    rows = tables_of(sample_analysis())["Exponents beside published ones"].rows[:5]
+    wanted = ["approach 1", "approach 2, parabola", "approach 2, cubic", "approach 2, joint", "approach 3"]
+    assert [row[1] for row in rows] == wanted
+    assert rows[2][2:6] == ("0.507", "[0.482, 0.532]", "0.493", "[0.468, 0.518]")
+
+
+def test_the_bias_of_approach_2_is_that_of_the_heaviest_law_with_its_causes():
+    bias = tables_of(sample_analysis())["Bias of approach 2 on these budgets"]
+    assert "coupled law" in bias.note and "a 0.513" in bias.note and "250k at 1.0e13 FLOPs" in bias.note
+    shown = {row[:2]: row[2:] for row in bias.rows}
+    assert shown["parabola", "as run"][:2] == ("+0.012", "+12.7%")  # 100·(e^0.12 - 1)
+    assert shown["cubic", "as run"] == ("–", "–", "")
+    assert shown["joint", "as run"][:2] == ("-0.003", "-3.0%")
+    assert shown["parabola", "narrow"] == ("+0.001", "+1.0%", "")
+    causes = dict(cause.rsplit(" ", 1) for cause in shown["parabola", "as run"][2].split(", "))
+    wanted = {"unequal cost": "+3.0%", "off centre": "+5.1%", "width": "+3.0%", "rest": "+1.0%"}
+    assert causes == wanted
+    product = np.prod([1 + float(value.rstrip("%")) / 100 for value in causes.values()])
+    assert product == pytest.approx(np.exp(0.12), abs=2e-3)
+    unpredicted = tables_of(sample_analysis(predictions=()))["Bias of approach 2 on these budgets"]
+    assert "separable law" in unpredicted.note
+
+
+def test_each_way_of_counting_is_shown_with_the_spread_over_them():
+    ways = tables_of(sample_analysis())["If N and C were counted otherwise"]
+    assert ways.rows == (
+        ("params_non_embedding (this analysis)", "flops", "497k", "as given", "1.5450", "0.513"),
+        ("params_non_embedding", "6·N·D", "497k", "as given", "1.5450", "0.498"),
+        ("params_total", "flops", "610k", "extrapolated beyond the runs", "1.5610", "0.471"),
+    )
+    assert "up to 1.0%" in ways.note and "0.471 to 0.513" in ways.note  # 1.561 / 1.545
+    assert ways.note.endswith("Not fitted: N counted by N: 2 of 35 runs have none.")
+
+
+def test_runs_to_add_and_what_the_interval_is_made_of():
+    tables = tables_of(sample_analysis())
+    added = tables["Runs that would help most"].rows
+    assert added == (("400k", "420k", "1.0e12", "81.0%"), ("8.00k", "21.0M", "1.0e12", "63.7%"))
+    spread = tables["What the interval is made of"].rows
+    assert [row[0] for row in spread] == list(sample_prediction().spread)
+    assert spread[1][1] == "0.50%" and all(len(row[2].split()) > 2 for row in spread)
+
+
+def test_a_fit_tells_its_basins_and_its_condition():
+    laws = tables_of(sample_analysis())["Laws"]
+    shown = dict(zip((column.name for column in laws.columns), laws.rows[0], strict=True))
+    assert (shown["starts at the optimum"], shown["basins"]) == ("11 of 12", "2")
+    assert shown["condition number"] == "7.3e+03"
+
+
+def test_what_is_not_there_has_no_table():
+    left = tables_of(sample_analysis(isoflop_bias=(), conventions=None, advice=(), remedies=()))
+    gone = {"Bias of approach 2 on these budgets", "If N and C were counted otherwise"}
+    assert set(tables_of(sample_analysis())) - set(left) == {*gone, "Runs that would help most"}
+    assert len(left["Exponents beside published ones"].rows) == 3 + len(PUBLISHED)
+
+
+def test_a_configuration_is_shown_in_indented_lines():
+    recipe = compose(sample_analysis()).sections[-1].listings[-1]
+    assert recipe.title == "recipe"
+    assert recipe.text.splitlines() == [
+        "grid:",
+        "  budgets: [100000000000.0, 1000000000000.0]",
+        "  name: isoflop",
+        'notes: ["a cell was added"]',
+    ]
+    nested = sample_analysis(metadata={"runs": '[{"seed": 1, "sizes": {}}, "x"]', "empty": "{}", "n": "3"})
+    (section,) = [s for s in compose(nested).sections if s.title == "How to reproduce this"]
+    assert section.listings[0].text.splitlines() == ["-", "  seed: 1", "  sizes: {}", "- x"]
+    assert section.tables[0].rows == (("empty", "{}"), ("n", "3"))
 
 
 def test_tally_counts_every_row_once():
@@ -204,6 +284,22 @@ def test_names_from_users_are_text_everywhere(tmp_path, clean_tags, planted):
     rows = tuple(
         dataclasses.replace(row, run_id=planted, group=planted, reason=planted) for row in sample_rows(runs)
     )
+    bias = sample_bias()
+    bias = dataclasses.replace(
+        bias,
+        law=planted,
+        methods=tuple(dataclasses.replace(reading, method=planted) for reading in bias.methods),
+    )
+    conventions = sample_conventions()
+    conventions = dataclasses.replace(
+        conventions,
+        law=planted,
+        conventions=tuple(
+            dataclasses.replace(way, params=planted, flops=planted, mapping=planted)
+            for way in conventions.conventions
+        ),
+        skipped=(Skipped(planted, planted),),
+    )
     sample = sample_analysis(
         title=planted,
         params_kind=planted,
@@ -214,6 +310,9 @@ def test_names_from_users_are_text_everywhere(tmp_path, clean_tags, planted):
         exclusions=(Exclusion(planted, planted),),
         skipped=(Skipped(planted, planted),),
         published=(PublishedAllocation(planted, planted, 0.5, 0.5, planted),),
+        remedies=tuple(dataclasses.replace(a, method=planted, reason=planted) for a in sample_remedies()),
+        isoflop_bias=(bias,),
+        conventions=conventions,
         metadata={"command": planted, planted: planted, "config": f"```\n{planted}\n````"},
     )
     page = Page(write_report(sample, tmp_path).read_text())
@@ -315,6 +414,11 @@ def test_coverage_stands_beside_the_interval_and_sums_over_distances():
     by_distance = [r for r in sample.records_by_distance if r.law == "combined"]
     assert (sum(r.inside for r in by_distance), sum(r.n for r in by_distance)) == (inside, len(combined))
     assert "untested" in compose(sample_analysis(backtests=())).lede[0]
+    for told in (f"{IN_BACKTESTS} 14 of 15 dearer runs fell in their interval", UNTESTED):
+        prediction = dataclasses.replace(sample_prediction(), reasons=(told,))
+        for backtests in (sample.backtests, ()):
+            lede = compose(sample_analysis(predictions=(prediction,), backtests=backtests)).lede
+            assert lede[0].endswith("(±2.3%).") and told in lede[2]
     errors = [100 * abs(row.predicted / row.measured - 1) for row in combined]
     (record,) = [r for r in sample.records if r.law == "combined"]
     assert record.error_pct == pytest.approx(np.mean(errors))
@@ -367,7 +471,7 @@ def test_known_entropy_is_shown_beside_the_fit():
     sample = sample_analysis(
         entropy=EntropyCheck(0.92, Parameter("E", 0.9, estimate(0.9, 0.1), False), "separable")
     )
-    tables = {table.title: table for section in compose(sample).sections for table in section.tables}
+    tables = tables_of(sample)
     assert tables["Irreducible loss beside the truth"].rows == (("separable", "0.92", "0.9", "[0.81, 0.99]"),)
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.report import words
-from analysis.report.theme import MUTED
+from analysis.report.theme import GROUND, MUTED
 
 WIDTH = 8.8
 """Inches; the page's column, so that 9 points read as 12 pixels."""
@@ -133,5 +133,12 @@ def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
         taken.append(np.array([point[0], height]))
         offset = (7, height - point[1])
         axes.annotate(
-            text, (x, y), xytext=offset, textcoords="offset points", va="center", color=colour, fontsize=8.5
+            text,
+            (x, y),
+            xytext=offset,
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontsize=8.5,
+            bbox={**GROUND, "pad": 0.0},
         )

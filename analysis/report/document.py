@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from analysis.report import headline, tables, words
 from analysis.report.tables import Table
@@ -64,18 +66,24 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
                 tables.predictions(analysis),
                 *(tables.laws_of(prediction, analysis) for prediction in predictions),
                 *(tables.spread_of(prediction) for prediction in predictions),
+                tables.advice(analysis),
             ),
         ),
         Section("Why this verdict", points=reasons if len(reasons) > headline.REASONS_TOLD else ()),
         Section(
             "Compute-optimal size and data",
             ("isoflop-curves", "contours", "optimal-allocation"),
-            (tables.budgets(analysis), tables.exponents(analysis)),
+            (tables.budgets(analysis), tables.exponents(analysis), tables.bias(analysis)),
         ),
         Section(
             "Fitted laws",
             ("residuals",),
-            (tables.laws(analysis), tables.parameters(analysis), tables.entropy(analysis)),
+            (
+                tables.laws(analysis),
+                tables.parameters(analysis),
+                tables.conventions(analysis),
+                tables.entropy(analysis),
+            ),
         ),
         Section("Backtests", ("backtests",), (tables.backtests(analysis),)),
         Section("Runs", (), (tables.runs(analysis), tables.exclusions(analysis))),
@@ -108,9 +116,31 @@ def _filled(section: Section, drawn: Collection[str]) -> Section:
 
 def _reproduction(analysis: Analysis) -> Section:
     """Short values in a table; commands and what has several lines letter by letter."""
-    metadata = analysis.metadata
+    metadata = {key: _opened(value) for key, value in analysis.metadata.items()}
     long = [key for key, value in metadata.items() if key == "command" or "\n" in value or len(value) > 100]
     short = [(key, value) for key, value in metadata.items() if key not in long]
     listings = tuple(Listing(key, metadata[key].rstrip("\n")) for key in long)
     versions = tables.table("Versions and data", ("|what", "|value"), short)
     return Section("How to reproduce this", (), (versions,), listings)
+
+
+def _opened(text: str) -> str:
+    """What is JSON of several values as lines, "key: value", indented; anything else as it is."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return "\n".join(_lines(value)) if isinstance(value, (dict, list)) and value else text
+
+
+def _lines(value: Any, margin: str = "") -> Iterator[str]:
+    pairs = value.items() if isinstance(value, dict) else (("-", item) for item in value)
+    for key, item in pairs:
+        name = key if key == "-" else f"{key}:"
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        if isinstance(item, dict) and item or any(isinstance(part, (dict, list)) for part in inner):
+            yield f"{margin}{name}"
+            yield from _lines(item, margin + "  ")
+        else:
+            said = item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)
+            yield f"{margin}{name} {said}"

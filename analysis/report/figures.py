@@ -29,7 +29,7 @@ from analysis.report.drawing import (
     compute_span,
     scatter,
 )
-from analysis.report.theme import ACCENT, INK, MUTED, PAPER, TARGET
+from analysis.report.theme import ACCENT, GROUND, INK, MUTED, PAPER, TARGET
 from analysis.values import Analysis, Isoflop, Prediction, latest
 
 NAMES = (
@@ -169,8 +169,7 @@ def _target(axes: Axes, prediction: Prediction, labelled: bool, barred: bool) ->
         text += f"\nmeasured {words.loss(prediction.measured.loss, 3)}"
     if labelled:
         place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-        ground = {"fc": PAPER, "ec": "none", "alpha": 0.8, "pad": 1.0}
-        look = {"color": TARGET, "fontweight": "bold", "bbox": ground, "zorder": 7}
+        look = {"color": TARGET, "fontweight": "bold", "bbox": GROUND, "zorder": 7}
         axes.annotate(text, (x, prediction.hi90), **look, **place)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from analysis.report import words
 from analysis.values import Analysis, Prediction, RunRow, Verdict, latest
+from analysis.verdict import IN_BACKTESTS, UNTESTED
 
 VERDICTS = {
     Verdict.SUPPORTED: "The data support {} extrapolation",
@@ -81,15 +82,18 @@ def _predicted(prediction: Prediction, analysis: Analysis) -> str:
         f"FLOPs{_distance(prediction)}) is predicted to reach a loss of "
         f"{words.loss(prediction.loss, 3)} nats a token, with a 90% interval of "
         f"{words.loss(prediction.lo90, 3)} to {words.loss(prediction.hi90, 3)} "
-        f"(±{words.percent(prediction.half_width_pct)}{_coverage(analysis)})."
+        f"(±{words.percent(prediction.half_width_pct)}{_coverage(prediction, analysis)})."
     )
 
 
-def _coverage(analysis: Analysis) -> str:
-    """How often such intervals held, for the sentence that gives one."""
+def _coverage(prediction: Prediction, analysis: Analysis) -> str:
+    """How often such intervals held, for the sentence that gives one; "" where the verdict's says it."""
+    told = " ".join(prediction.reasons[:REASONS_TOLD])
+    if IN_BACKTESTS in told or UNTESTED in told:
+        return ""
     record = next((record for record in analysis.records if record.inside is not None), None)
     if record is None:
-        return "; no backtest was possible, so this interval is untested"
+        return f"; no backtest was possible, so {UNTESTED}"
     return f"; in backtests on dearer runs such intervals held {record.inside:,} of {record.n:,} times"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from analysis.report import theme, words
 from analysis.report.axes import (
@@ -21,13 +22,17 @@ from analysis.report.axes import (
     widen,
 )
 from analysis.report.drawing import OPTIMUM, TARGETS_LABELLED, Drawing, colour_key, compute_span, scatter
-from analysis.report.theme import ACCENT, MUTED, PAPER, TARGET
+from analysis.report.theme import ACCENT, GROUND, MUTED, PAPER, TARGET
 from analysis.values import Allocation, Analysis, Prediction, latest
 
 DOTTED = (0, (1, 2))
 
 WIDEST = 100.0
 """Where a band's ends differ by more than this factor it says nothing, and would cover the others."""
+
+
+NEAR = 0.05
+"""Share of the axes' width and height within which a label and a star touch."""
 
 
 def contours(analysis: Analysis) -> Drawing | None:
@@ -42,12 +47,13 @@ def contours(analysis: Analysis) -> Drawing | None:
         surface.params, surface.tokens, surface.loss, levels=levels, colors=[MUTED], linewidths=0.7
     )
     digits = max(1, 2 - int(np.floor(np.log10(levels[0]))))
-    axes.clabel(lines, levels[::2], fmt=lambda loss: f"{loss:.{digits}f}", fontsize=8, inline_spacing=3)
+    axes.clabel(lines, levels[::2], fmt=lambda loss: f"{loss:.{digits}f}", fontsize=8, inline=False)
     scatter(axes, analysis, analysis.runs.run_id, analysis.runs.tokens, x=analysis.runs.params)
     if frontier is not None:
         axes.plot(frontier.params, frontier.tokens, color=ACCENT, lw=1.8, label="efficient frontier")
     _stars(axes, latest(analysis.predictions), "params", "tokens")
     axes.set(xlim=surface.params[[0, -1]], ylim=surface.tokens[[0, -1]])
+    _tell_apart(axes, lines.labelTexts, latest(analysis.predictions)[-1:])
     log_x(axes, f"N, {words.parameters(analysis.params_kind)}", words.tick_count)
     log_y(axes, "D, training tokens", words.tick_count)
     legend(axes, columns=3)
@@ -57,6 +63,17 @@ def contours(analysis: Analysis) -> Drawing | None:
     if analysis.predictions:
         caption += "; a star is the target: how far it lies from the dots is how far the law must carry"
     return Drawing("contours", "Loss over size and data", f"{caption}.", figure)
+
+
+def _tell_apart(axes: Axes, labels: Sequence[Text], stars: Sequence[Prediction]) -> None:
+    """Lift the labels of lines off what they lie on, and drop those that would lie on a star."""
+    for label in labels:
+        label.set(bbox=GROUND, zorder=4)
+        for target in (star.target for star in stars):
+            points = [label.get_position(), (target.params, target.tokens)]
+            at, of_star = axes.transAxes.inverted().transform(axes.transData.transform(points))
+            if np.abs(at - of_star).max() < NEAR:
+                label.set_visible(False)
 
 
 def _stars(axes: Axes, predictions: Sequence[Prediction], x: str, y: str) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from analysis.report import words
 from analysis.values import (
     Allocation,
     Analysis,
+    ByConvention,
     Estimate,
     Isoflop,
+    IsoflopBias,
     LawFit,
     Prediction,
     RunRow,
@@ -26,6 +30,15 @@ make a page that a browser scrolls badly; the notes say which file has them all.
 
 UNBOUNDED = 1000.0
 """Factor from the optimal N beyond which an end of its interval bounds nothing. Assumption."""
+
+ORIGINS: Mapping[str, str] = {
+    "parameters": "the laws' parameters, as far as the runs tell them",
+    "discrepancy": "what a law itself leaves: effects of a size or trunk, and a smooth misfit",
+    "laws": "disagreement of the laws that predict",
+    "noise": "chance in one run",
+    "rollouts": "how much further backtests missed than all these allow",
+}
+"""What each of a prediction's standard deviations stands for."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ def predictions(analysis: Analysis) -> Table | None:
     )
     if len(made) > TARGETS_SHOWN:
         note = f"{TARGETS_SHOWN} of {len(made):,}; predictions.csv beside this report has all. {note}"
-    headings = (*headings, "|inside", "|verdict", "made, UTC")
+    headings = (*headings, "|inside", "|verdict", "|made, UTC")
     return table("Predictions", headings, map(_prediction, made[:TARGETS_SHOWN]), note)
 
 
@@ -134,8 +147,27 @@ def backtests(analysis: Analysis) -> Table | None:
 
 def spread_of(prediction: Prediction) -> Table | None:
     """What the interval is made of."""
-    rows = [(origin, words.percent(100 * value)) for origin, value in prediction.spread.items()]
-    return table("What the interval is made of", ("|origin", "standard deviation, % of the loss"), rows)
+    rows = [(name, words.percent(100 * sd), ORIGINS.get(name, "")) for name, sd in prediction.spread.items()]
+    headings = ("|origin", "standard deviation, % of the loss", "|what it is")
+    return table("What the interval is made of", headings, rows)
+
+
+def advice(analysis: Analysis) -> Table | None:
+    """The runs to add."""
+    rows = [
+        (
+            words.count(run.params),
+            words.count(run.tokens),
+            words.flops(run.flops),
+            words.percent(100 * run.error_left),
+        )
+        for run in analysis.advice
+    ]
+    note = (
+        "Added one after another. Left: what a run and those above it leave of the standard error that the "
+        "law's parameters give the prediction, as a share of today's."
+    )
+    return table("Runs that would help most", ("N", "D", "C, FLOPs", "error left"), rows, note)
 
 
 # --- optimal size and data ------------------------------------------------------------------------
@@ -177,7 +209,8 @@ def _bound(end: float, optimum: float) -> str:
 
 def exponents(analysis: Analysis) -> Table | None:
     """a and b by each approach, then as published; none where none could be fitted."""
-    if not analysis.allocations:
+    found = sorted((*analysis.allocations, *analysis.remedies), key=lambda allocation: allocation.approach)
+    if not found:
         return None
     none = words.NONE
     published = [
@@ -185,7 +218,7 @@ def exponents(analysis: Analysis) -> Table | None:
         for row in analysis.published
     ]
     headings = ("|who", "|approach", "a", "90% interval", "b", "90% interval", "points", "|remark or source")
-    rows = (*map(_exponents, analysis.allocations), *published)
+    rows = (*map(_exponents, found), *published)
     note = f"N_opt ∝ C^a and D_opt ∝ C^b; in this analysis N counts {words.parameters(analysis.params_kind)}."
     return table("Exponents beside published ones", headings, rows, note)
 
@@ -198,11 +231,45 @@ def _exponents(allocation: Allocation) -> tuple[str, ...]:
     ]
     return (
         "this analysis",
-        f"approach {allocation.approach}",
+        f"approach {allocation.approach}" + (f", {allocation.method}" if allocation.method else ""),
         *values,
         str(allocation.points),
         allocation.reason,
     )
+
+
+def bias(analysis: Analysis) -> Table | None:
+    """Approach 2's error on these budgets with the predicting law of the largest weight as the truth."""
+    weights = next((prediction.weights for prediction in latest(analysis.predictions)[-1:]), {})
+    truth = max(analysis.isoflop_bias, key=lambda found: weights.get(found.law, 0.0), default=None)
+    if truth is None:
+        return None
+    rows = [
+        (
+            reading.method,
+            reading.grid,
+            words.NONE if reading.a is None else f"{round(reading.a, 3) + 0.0:+.3f}",
+            words.percent(reading.params_pct, signed=True),
+            _causes(truth) if reading is truth.on("as run") else "",
+        )
+        for reading in (*truth.methods, *truth.grids)
+    ]
+    headings = ("|reading", "|budgets", "bias of a", "bias of optimal N", "|causes")
+    note = (
+        f"Read off losses without noise, were the {truth.law} law the truth (a {truth.a:.3f}, optimal N "
+        f"{words.count(truth.params)} at {words.flops(truth.flops)} FLOPs). Grids from “equal cost” to "
+        "“narrow” each remove one more cause; the causes, as factors, multiply to the bias."
+    )
+    return table("Bias of approach 2 on these budgets", headings, rows, note)
+
+
+def _causes(truth: IsoflopBias) -> str:
+    """What each adds to the optimal N."""
+    told = [
+        f"{name} {words.percent(100 * float(np.expm1(value)), signed=True)}"
+        for name, value in truth.causes.items()
+    ]
+    return ", ".join(told)
 
 
 # --- laws -----------------------------------------------------------------------------------------
@@ -216,6 +283,8 @@ def laws(analysis: Analysis) -> Table | None:
         "points",
         "RMS residual",
         "starts at the optimum",
+        "basins",
+        "condition number",
         "objective",
         "|status",
     )
@@ -223,6 +292,8 @@ def laws(analysis: Analysis) -> Table | None:
     sources = words.listing([f"{fit.law}: {fit.source}" for fit in analysis.fits])
     note = (
         f"Objective: sum over the runs of Huber(log fitted − log measured loss), knee {knees}. "
+        "Basins: distinct optima within 1% of the best objective. Condition number: of the curvature at the "
+        "optimum; from about 1e8 on, the parameters are not told apart. "
         f"N counts {words.parameters(analysis.params_kind)}. Sources: {sources}."
     )
     return table("Laws", headings, map(_law, analysis.fits), note)
@@ -241,6 +312,8 @@ def _law(fit: LawFit) -> tuple[str, ...]:
         str(fit.n),
         words.percent(fit.rms_pct),
         starts,
+        str(len(fit.basins) or words.NONE),
+        words.NONE if fit.condition is None else f"{fit.condition:.2g}",
         f"{fit.objective:.6g}",
         status,
     )
@@ -263,6 +336,37 @@ def parameters(analysis: Analysis) -> Table | None:
     return table(
         "Parameters", ("|law", "|parameter", "value", "90% interval", "standard error", "|remark"), rows
     )
+
+
+def conventions(analysis: Analysis) -> Table | None:
+    """The target under each way of counting that the table offers."""
+    found = analysis.conventions
+    if found is None:
+        return None
+    rows = [
+        (
+            f"{way.params} (this analysis)" if way.used else way.params,
+            way.flops,
+            words.count(way.target_params),
+            way.mapping,
+            words.loss(way.loss),
+            f"{way.a:.3f}",
+        )
+        for way in found.conventions
+    ]
+    headings = ("|N counted by", "|C counted by", "target's N", "|which is", "predicted loss", "a")
+    return table("If N and C were counted otherwise", headings, rows, _spread(found))
+
+
+def _spread(found: ByConvention) -> str:
+    least, most = found.a_range
+    farthest = words.percent(100 * float(np.expm1(found.loss_spread)))
+    note = (
+        f"Fits of the {found.law} law alone: counting moves the predicted loss by up to {farthest} and a "
+        f"within {least:.3f} to {most:.3f}."
+    )
+    skipped = words.listing([f"{item.what}: {item.reason}" for item in found.skipped])
+    return f"{note} Not fitted: {skipped}." if skipped else note
 
 
 def entropy(analysis: Analysis) -> Table | None:

@@ -16,6 +16,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER, ACCENT, TARGET = "#1f2328", "#69707a", "#dfe2e6", "#fefefe", "#0b62b0", "#c2410c"
+GROUND = {"fc": PAPER, "ec": "none", "alpha": 0.8, "pad": 1.0}
+"""Behind a label, so that what it lies on does not run through it."""
 LAWS = ("#0b62b1", "#a4570b", "#0f7a5c", "#8b3f86")
 """Blue, orange, green and purple after Okabe and Ito's palette for the colour-blind, darkened to
 contrast with white; in the order in which the analysis lists its laws."""

@@ -83,7 +83,8 @@ def percent(value: float | None, signed: bool = False) -> str:
     if not _finite(value):
         return NONE
     decimals = 1 if abs(value) >= 0.995 else 2
-    return f"{value:{'+' if signed else ''}.{decimals}f}%"
+    rounded = round(value, decimals) + 0.0  # no "-0.00%"
+    return f"{rounded:{'+' if signed else ''}.{decimals}f}%"
 
 
 def factor(value: float) -> str:
