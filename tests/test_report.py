@@ -35,6 +35,7 @@ from analysis.ensemble import fit_members
 from analysis.report import theme, words, write_report
 from analysis.report.document import compose
 from analysis.report.figures import isoflop_curves, loss_against_compute
+from analysis.report.optimum import contours
 from analysis.report.tables import ROWS_SHOWN, Table
 from analysis.surfaces import loss_surface
 from analysis.values import (
@@ -467,6 +468,17 @@ def test_an_interval_without_end_does_not_stretch_the_isoflop_figure():
     assert before == after
 
 
+def test_a_contour_is_not_labelled_where_the_star_lies():
+    def shown(*predictions) -> dict[tuple[float, float], bool]:
+        axes = contours(sample_analysis(predictions=predictions)).figure.axes[0]
+        return {text.get_position(): text.get_visible() for text in axes.texts}
+
+    place = next(iter(shown()))
+    beside = shown(sample_prediction(target=Target(*place, 1e13)))
+    assert len(beside) > 3 and all(shown().values())
+    assert [at for at, visible in beside.items() if not visible] == [place]
+
+
 def test_known_entropy_is_shown_beside_the_fit():
     sample = sample_analysis(
         entropy=EntropyCheck(0.92, Parameter("E", 0.9, estimate(0.9, 0.1), False), "separable")
@@ -513,6 +525,7 @@ def test_unbracketed_budgets_and_unsolved_parabolas_are_drawn_without_an_optimum
         (words.loss(1.5), "1.5000"),
         (words.percent(0.9961, signed=True), "+1.0%"),
         (words.percent(-0.25), "-0.25%"),
+        (words.percent(-0.001, signed=True), "+0.00%"),
         (words.factor(10.0), "10×"),
         (words.factor(2.0), "2×"),
         (words.factor(2.54), "2.5×"),

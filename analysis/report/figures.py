@@ -84,9 +84,7 @@ def loss_against_compute(analysis: Analysis) -> Drawing | None:
     figure, (axes,) = panels(1, height=4.7)
     scatter(axes, analysis, runs.run_id, runs.loss)
     if len(envelope.flops):
-        axes.plot(
-            envelope.flops, envelope.loss, color=INK, lw=1.0, label="envelope of the runs"
-        )
+        axes.plot(envelope.flops, envelope.loss, color=INK, lw=1.0, label="envelope of the runs")
     law = _law_curve(axes, analysis)
     _backtests(axes, analysis)
     for prediction in predictions:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import numpy as np
 
 from analysis.report import words
 from analysis.values import (
@@ -84,7 +83,7 @@ def predictions(analysis: Analysis) -> Table | None:
     )
     if len(made) > TARGETS_SHOWN:
         note = f"{TARGETS_SHOWN} of {len(made):,}; predictions.csv beside this report has all. {note}"
-    headings = (*headings, "|inside", "|verdict", "|made, UTC")
+    headings = (*headings, "|inside", "|verdict", "made, UTC")
     return table("Predictions", headings, map(_prediction, made[:TARGETS_SHOWN]), note)
 
 
@@ -266,7 +265,7 @@ def bias(analysis: Analysis) -> Table | None:
 def _causes(truth: IsoflopBias) -> str:
     """What each adds to the optimal N."""
     told = [
-        f"{name} {words.percent(100 * float(np.expm1(value)), signed=True)}"
+        f"{name} {words.percent(100 * math.expm1(value), signed=True)}"
         for name, value in truth.causes.items()
     ]
     return ", ".join(told)
@@ -360,7 +359,7 @@ def conventions(analysis: Analysis) -> Table | None:
 
 def _spread(found: ByConvention) -> str:
     least, most = found.a_range
-    farthest = words.percent(100 * float(np.expm1(found.loss_spread)))
+    farthest = words.percent(100 * math.expm1(found.loss_spread))
     note = (
         f"Fits of the {found.law} law alone: counting moves the predicted loss by up to {farthest} and a "
         f"within {least:.3f} to {most:.3f}."
