@@ -79,6 +79,7 @@ MANY_CHECKPOINTS, REGULAR = 6, 0.1
 checkpoints of one run. Assumption."""
 
 IN_BACKTESTS, UNTESTED = "in backtests inside the sweep", "the interval is untested"
+ADVICE = "runs that would help most"
 """How reasons that tell the interval's coverage, or that nothing tells it, are known to the report."""
 
 Finding = tuple[Verdict, str]
@@ -373,7 +374,7 @@ def _advice(e: Evidence) -> Iterator[str]:
     """Where the interval is wide, or size and data were never varied apart."""
     if e.half_width > WIDE or _line(e.runs)[1] < COLLINEAR:
         helpful = helpful_runs(e.runs, e.target, e.fits.get("separable"))
-        yield f"runs that would help most: {in_words(helpful)}"
+        yield f"{ADVICE}: {in_words(helpful)}"
 
 
 def _notes(e: Evidence) -> Iterator[str]:

@@ -123,7 +123,7 @@ def _law_curve(axes: Axes, analysis: Analysis) -> str:
         )
         return "the fitted law at the compute-optimal N and D, with the 90% interval of a new run"
     for fit in analysis.fits:
-        if fit.variables == ("flops",):
+        if fit.variables == ("flops",) and fit.law in LAWS:
             span = compute_span(analysis)
             axes.plot(span, LAWS[fit.law].loss_at(fit.values, flops=span), color=ACCENT, label=fit.equation)
             return f"the law {fit.equation}, which has no interval here"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from analysis.report import words
 from analysis.values import Analysis, Prediction, RunRow, Verdict, latest
-from analysis.verdict import IN_BACKTESTS, UNTESTED
+from analysis.verdict import ADVICE, IN_BACKTESTS, UNTESTED
 
 VERDICTS = {
     Verdict.SUPPORTED: "The data support {} extrapolation",
@@ -136,7 +136,7 @@ def _verdict(which: str, verdict: Verdict, reasons: Iterable[str]) -> str:
 
 
 def _because(reasons: Iterable[str]) -> str:
-    reasons = tuple(reasons)
+    reasons = tuple(reason for reason in reasons if not reason.startswith(ADVICE))  # a table has it
     more = f"; {len(reasons) - REASONS_TOLD} more below" if len(reasons) > REASONS_TOLD else ""
     return f": {words.listing(reasons[:REASONS_TOLD])}{more}" if reasons else ""
 
