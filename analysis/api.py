@@ -39,16 +39,23 @@ def fit(
     cluster: Sequence[str] | None = None,
     unique_tokens: np.ndarray | None = None,
     law: str = "separable",
+    penalty: str = "huber",
+    delta: float | None = None,
+    tau: float | None = None,
+    weights: np.ndarray | None = None,
     resamples: int = RESAMPLES,
 ) -> LawFit:
     """One law, with the 90% interval of each parameter by resampling clusters (none if resamples = 0).
+
+    `penalty` ("huber", "least_squares" or "asymmetric"), its knee `delta` and asymmetry `tau`, and
+    `weights` [run] are those of `analysis.fitting.fit_law`.
 
     Raises ValueError: unequal lengths, a value that is not finite and above 0, no such law, or fewer
     distinct runs than its unknowns and one.
     """
     runs = _runs(params, tokens, flops, loss, loss_se, cluster, unique_tokens)
     chosen = load_law(law)
-    found, theta, problem = fit_law(chosen, runs)
+    found, theta, problem = fit_law(chosen, runs, loss=penalty, delta=delta, tau=tau, weights=weights)
     if not resamples:
         return found
     draws = refit(problem, theta, cluster_weights(runs, len(chosen.unknowns), resamples))
