@@ -33,20 +33,22 @@ RESAMPLES = 100
 """Only parameter intervals use them, and they are not scored here."""
 
 
-def isoflop() -> tuple[np.ndarray, np.ndarray]:
-    """Six budgets over two decades, seven sizes each, around N proportional to sqrt(C)."""
-    flops = np.repeat(np.geomspace(1e18, 1e20, 6), 7)
-    params = 4e8 * np.sqrt(flops / 1e19) * np.tile(np.geomspace(0.25, 4, 7), 6)
-    return params, flops / 6 / params
+def isoflop(values: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Six budgets over two decades, seven sizes each, around the true optimum of each."""
+    budgets = np.geomspace(1e18, 1e20, 6)
+    sizes = np.geomspace(1e6, 1e11, 2000)
+    best = [sizes[np.argmin(COUPLED.loss_at(values, params=sizes, tokens=C / 6 / sizes))] for C in budgets]
+    params = np.outer(best, np.geomspace(0.25, 4, 7)).ravel()
+    return params, np.repeat(budgets, 7) / 6 / params
 
 
-def grid() -> tuple[np.ndarray, np.ndarray]:
-    """Seven sizes by six token counts."""
+def grid(values: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Seven sizes by six token counts, whatever the truth."""
     params, tokens = np.meshgrid(np.geomspace(5e7, 2e9, 7), np.geomspace(2e9, 5e10, 6))
     return params.ravel(), tokens.ravel()
 
 
-def trunks() -> tuple[np.ndarray, np.ndarray]:
+def trunks(values: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """Ten sizes, each read at eight token counts along its own trunk."""
     params, multiple = np.meshgrid(np.geomspace(5e7, 2e9, 10), np.geomspace(10, 80, 8))
     return params.ravel(), (params * multiple).ravel()
@@ -67,7 +69,7 @@ def main() -> None:
         if arguments.only in (None, name):
             for truth, values in TRUTHS.items():
                 for noise in NOISES:
-                    everything += report(name, design(), truth, values, noise, arguments.draws)
+                    everything += report(name, design(values), truth, values, noise, arguments.draws)
     supported = [inside for inside, is_supported in everything if is_supported]
     print(f"all: {np.mean([i for i, _ in everything]):.1%} of {len(everything)} inside; "
           f"supported: {np.mean(supported):.1%} of {len(supported)}")
