@@ -22,6 +22,7 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from analysis.fitting import Problem
 from analysis.laws import Law
+from analysis.values import Runs
 
 CLUSTER_VARIANCES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
 SMOOTH_VARIANCES = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -145,6 +146,11 @@ class Kriged:
         discrepancy = c.noise * np.maximum(alone - explained, 0.0)
         mean = here[0] + kriging.T @ (self.residual_of - there[0])
         return mean, parameters, discrepancy, np.full(len(X), c.noise)
+
+
+def log_variables(law: Law, runs: Runs) -> np.ndarray:
+    """log of the columns that the law is a function of, float64[run, variable]."""
+    return np.log(np.column_stack([getattr(runs, name) for name in law.variables]))
 
 
 def krige(problem: Problem, theta: np.ndarray, cluster: Sequence[str]) -> Kriged:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.discrepancy import Kriged, krige
+from analysis.discrepancy import Kriged, krige, log_variables
 from analysis.fitting import Problem, fit_law
 from analysis.laws import COUPLED, SEPARABLE, SHRUNK, Law
 from analysis.resample import RESAMPLES, SEED, cluster_weights, refit, with_intervals
@@ -60,11 +60,6 @@ class Voice:
     @property
     def variance(self) -> np.ndarray:
         return self.parameters + self.discrepancy + self.noise + self.laws
-
-
-def log_variables(law: Law, runs: Runs) -> np.ndarray:
-    """log of the columns that the law is a function of, float64[run, variable]."""
-    return np.log(np.column_stack([getattr(runs, name) for name in law.variables]))
 
 
 def fit_members(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from analysis_helpers import sweep, target, true_loss
 
-from analysis.discrepancy import MOST_RUNS, OUTLIER, krige
-from analysis.ensemble import forecast, log_variables
+from analysis.discrepancy import MOST_RUNS, OUTLIER, krige, log_variables
+from analysis.ensemble import forecast
 from analysis.fitting import fit_law
 from analysis.laws import SEPARABLE, SHRUNK
 from analysis.outliers import screen
@@ -109,7 +109,7 @@ def append(runs: Runs, params: float, tokens: float, loss: float, name: str) -> 
     extra = as_runs(np.array([params]), np.array([tokens]), np.array([loss]), group=["planted"])
     arrays = {
         field: np.append(getattr(runs, field), getattr(extra, field))
-        for field in ("params", "tokens", "flops", "loss", "loss_se")
+        for field in ("params", "tokens", "flops", "loss", "loss_se", "unique_tokens")
     }
     return replace(
         runs,
