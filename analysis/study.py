@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.design import helpful_runs
+from analysis.discrepancy import MOST_RUNS
 from analysis.prediction import Model, frontier, optimal_target, predict
 from analysis.published import PUBLISHED
 from analysis.surfaces import loss_surface, records_by_distance, track_records
@@ -219,6 +220,11 @@ def _problems(
         named = "; ".join(f"{outlier.run_id}: {outlier.reason}" for outlier in known.outliers[:OFFENDERS])
         more = f"; and {len(known.outliers) - OFFENDERS} more" if len(known.outliers) > OFFENDERS else ""
         problems.append(f"Outliers, left out as failed runs or runs on other data: {named}{more}.")
+    if len(known.runs) > MOST_RUNS:
+        problems.append(
+            f"What the law leaves is learnt from {MOST_RUNS} of the {len(known.runs):,} runs: the dearest "
+            "half of as many, and a draw of the others."
+        )
     problems += [f"Not computed: {item.what}: {item.reason}." for item in known.skipped]
     problems += list(table.notes)
     return tuple(problems)

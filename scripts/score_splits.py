@@ -24,7 +24,7 @@ from analysis.fitting import fit_law
 from analysis.laws import SEPARABLE
 from analysis.prediction import Model, model, spots
 from analysis.table import Table, read_holdout_losses, read_table
-from analysis.values import Target, Verdict
+from analysis.values import Target
 
 COLUMNS = {"params": "n_params", "role": "test"}
 OTHER_SPLIT = 1.08
