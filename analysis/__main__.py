@@ -128,27 +128,34 @@ def make_predictions(
             predict(known, Target(h.params, h.tokens, h.flops), table.digest, cluster=h.cluster)
             for h in spots.values()
         ]
-    for spot in targets:
-        flops = spot.flops or float(known.cost.flops(spot.params, spot.tokens))
-        tokens = spot.tokens or float(known.cost.tokens(np.array(spot.flops), np.array(spot.params)))
-        target = Target(spot.params, tokens, flops)
-        made.append(predict(known, target, table.digest, cluster=spot.cluster))
-    if asked is None and not made:
+    wanted = [(_in_full(spot, known), spot.cluster) for spot in targets]
+    if asked is None and not made and not wanted:
         asked = optimal_target(known, DEFAULT_EXTRAPOLATION * float(known.runs.flops.max()))
         print(
             "No target given: predicting the compute-optimal run "
             f"at {DEFAULT_EXTRAPOLATION:g}x the dearest one"
         )
-    if asked is None or any(
-        is_target(p.target, asked.params, asked.tokens) and p.ledger_digest == table.digest for p in made
-    ):
-        return tuple(made)
-    if any(h.finished and is_target(asked, h.params, h.tokens) for h in table.holdouts):
-        raise UsageError(
-            f"{request.runs}: the target (N={asked.params:.6g}, D={asked.tokens:.6g}) is already measured "
-            "there, so a number written now would be no prediction. Nothing was written."
-        )
-    return (*made, predict(known, asked, table.digest))
+    if asked is not None:
+        wanted.append((asked, ""))
+    for target, cluster in wanted:
+        if any(
+            is_target(p.target, target.params, target.tokens) and p.ledger_digest == table.digest
+            for p in made
+        ):
+            continue
+        if any(h.finished and is_target(target, h.params, h.tokens) for h in table.holdouts):
+            raise UsageError(
+                f"{request.runs}: the target (N={target.params:.6g}, D={target.tokens:.6g}) is already "
+                "measured there, so a number written now would be no prediction. Nothing was written."
+            )
+        made.append(predict(known, target, table.digest, cluster=cluster))
+    return tuple(made)
+
+
+def _in_full(spot: Spot, known: Model) -> Target:
+    flops = spot.flops or float(known.cost.flops(spot.params, spot.tokens))
+    tokens = spot.tokens or float(known.cost.tokens(np.array(spot.flops), np.array(spot.params)))
+    return Target(spot.params, tokens, flops)
 
 
 def asked_target(request: Request, known: Model) -> Target | None:

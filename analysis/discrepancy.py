@@ -26,8 +26,8 @@ from analysis.values import Runs
 
 CLUSTER_VARIANCES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
 SMOOTH_VARIANCES = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
-"""Variances of u and of g over the noise's. Assumption: wide enough that on public tables the ends
-get little weight, and steps of sqrt(10), finer than any table can tell."""
+"""Variances of u and of g over the noise's. Assumption: from nothing to where the noise hardly counts,
+in steps of about sqrt(10), finer than a table of a hundred runs can tell."""
 
 REACHES = (1.0, 2.0, 4.0)
 """Distances in log N and log D, in e-folds, over which g stays alike. Assumption: shorter ones are
@@ -55,7 +55,7 @@ GROSS = 10.0
 a size effect explains stay below it, and failed runs do not."""
 
 ROUNDS = 3
-"""Of variances, theta and weights in turn. Assumption: a fourth changed no forecast by 0.01%."""
+"""Of variances, theta and weights in turn. Assumption: by then outliers have lost their weight."""
 
 NEGLIGIBLE = 5.0
 """Log likelihood under the best from which variances are left out of the average (weight < 1%)."""

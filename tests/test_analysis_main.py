@@ -66,10 +66,36 @@ def test_all_files_are_written(result):
     assert not (folder / "outputs").exists()  # hydra leaves nothing behind
 
 
+def test_a_table_of_targets_is_predicted_by_the_laws_that_are_named(result, tmp_path):
+    """One target by its tokens, one by its FLOPs; the holdout among them is predicted once."""
+    folder, _ = result
+    spot = target()
+    rows = [f"{spot.params!r},{spot.tokens!r},", "60000,3e7,", "50000,,2e12"]
+    (tmp_path / "wanted.csv").write_text("\n".join(["params,tokens,flops", *rows]) + "\n")
+    done = run(
+        f"runs={folder / 'table.csv'}",
+        "columns.params=params_non_embedding",
+        "targets=wanted.csv",
+        "law=[shrunk,separable]",
+        "out=report",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    predictions = json.loads((tmp_path / "report" / "predictions.json").read_text())
+    assert [p["target"]["params"] for p in predictions] == [spot.params, 60000, 50000]
+    assert predictions[1]["target"]["flops"] == pytest.approx(6 * 60000 * 3e7, rel=1e-6)
+    assert predictions[2]["target"]["tokens"] == pytest.approx(2e12 / 6 / 50000, rel=1e-6)
+    assert all(set(p["weights"]) == {"shrunk", "separable"} for p in predictions)
+    assert (tmp_path / "report" / "backtest.csv").read_text().count("combined") > 5
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
         ((), "give runs=PATH"),
+        (("runs=table.csv", "out=o", "columns.params=params_non_embedding", "law=nosuch"), "no law 'nosuch'"),
+        (("runs=table.csv", "out=o", "columns.params=params_non_embedding", "law=3"), "wanted auto, a law"),
+        (("runs=table.csv", "out=o", "columns.params=params_non_embedding", "targets=no.csv"), "no table at no.csv"),
         (("runs=absent.csv", "out=o"), "no table at absent.csv"),
         (("runs=table.csv",), "give out=DIR"),
         (("runs=table.csv", "out=o", "columns.loss=nll"), "it has: run_id, group"),
