@@ -177,7 +177,7 @@ def test_plan_only_launches_nothing(corpus, cache, tmp_path):
         (["data.max_epochs=0.01"], ["data.max_epochs=0.01", "tokens", "Nothing was launched"]),
         (["data.eval_tokens=100000000"], ["eval_tokens", "held-out", "Nothing was launched"]),
         (["grid.target.params=1e12"], ["grid.target.params", "Nothing was launched"]),
-        (["grid.sizes=[1e10]", "grid.budgets=[1e20]"], ["need", "Nothing was launched"]),
+        (["grid.sizes=[1e10]", "grid.budgets=[1e20]", "schedule.warmup_fraction=0"], ["need", "Nothing was launched"]),
         (["data.path=/no/such/place"], ["/no/such/place", "Nothing was launched"]),
         (["tokenizer=file", "tokenizer.path=/etc/hostname"], ["/etc/hostname", "Nothing was launched"]),
         (["device=cuda"], ["device", "Nothing was launched"]),
