@@ -79,25 +79,27 @@ class SweepFolder:
         return RunFolder(self.path / "runs" / run_id)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, durable: bool = True) -> None:
     """Write `text` so that `path` holds either its old content or all of the new, also after a
-    power cut. Raises OSError (a full disk, a read-only folder) and then leaves no partial file."""
+    power cut where `durable`, which takes as long as the disk does. Raises OSError (a full disk, a read-only
+    folder) and then leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """`write_atomically` of indented JSON; NaN and infinity are refused (ValueError)."""
-    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n", durable)
 
 
 def read_json(path: Path) -> Any:
