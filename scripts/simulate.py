@@ -131,6 +131,9 @@ class SimulatedCluster:
         self.taken: list[float] = []
         self.ended = self.submitted = 0
 
+    def adopt(self, folder: RunFolder) -> None:
+        """No job of an earlier coordinator."""
+
     def submit(self, folder: RunFolder) -> SimulatedJob:
         planned = self.runs[folder.path.name]
         while self.taken and self.taken[0] <= self.clock.now:

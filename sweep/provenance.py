@@ -20,11 +20,14 @@ from sweep.plan.spec import PlannedRun
 def write_plan(
     folder: SweepFolder, config: SweepConfig, corpus: dict[str, Any], runs: Sequence[PlannedRun], notes: Sequence[str]
 ) -> None:
-    """Write plan.json whole. `corpus` describes the tokens, `notes` what was added to the grid and why."""
+    """Write plan.json whole. `corpus` describes the tokens, `notes` what was added to the grid and why. Versions
+    that an earlier command ran with, where others, are kept in "earlier_versions"."""
+    here, earlier = versions(), earlier_versions(folder)
     plan = {
         "sweep": config.sweep_name,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "versions": versions(),
+        "versions": here,
+        "earlier_versions": [there for there in earlier if there != here],
         "recipe": config.recipe,
         "config": dataclasses.asdict(config),
         "corpus": corpus,
@@ -56,6 +59,25 @@ def recipe_difference(folder: SweepFolder, recipe: dict[str, Any]) -> list[str] 
         f"{key}: {there.get(key, 'absent')!r} there, {here.get(key, 'absent')!r} asked for"
         for key in sorted(there | here)
         if there.get(key) != here.get(key)
+    ]
+
+
+def earlier_versions(folder: SweepFolder) -> list[dict[str, str]]:
+    """What earlier commands on this folder ran with, each once, the latest last."""
+    if not folder.plan.exists():
+        return []
+    there = read_json(folder.plan)
+    return [*there.get("earlier_versions", []), there["versions"]]
+
+
+def changed_versions(folder: SweepFolder) -> list[str]:
+    """What the last command on this folder ran with and this one doesn't, as "name: there, here" lines."""
+    there, here = earlier_versions(folder)[-1:], versions()
+    return [
+        f"{name}: {before.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for before in there
+        for name in sorted(before | here)
+        if before.get(name) != here.get(name)
     ]
 
 

@@ -17,14 +17,17 @@ from sweep.execute.ledger import FINAL, Ledger, Result, failure
 from sweep.execute.lock import holder, is_held
 from sweep.execute.metrics import last_step
 from sweep.execute.progress import Progress
+from sweep.execute.pulse import Pulse
 from sweep.files import SweepFolder, write_json
 from sweep.plan.order import Queue, parent_id, ranks
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import own_flops
+from sweep.units import duration
 
 POLL_SECONDS = 0.15  # assumption: far below the seconds that the smallest run takes
 WRITE_SECONDS_PER_ROW = 0.005  # assumption: a thousand times what a row takes to write
 HELD_SECONDS = 1.0  # assumption: a worker of a killed coordinator goes on for many of these
+LOOKS_FOR_HANGING = 0.05  # assumption: of hang_seconds, between two looks; late by so little is no harm
 LOG_TAIL_BYTES = 2000  # assumption: holds a traceback's last frames
 
 
@@ -54,6 +57,7 @@ def execute(
     plan: Sequence[PlannedRun] | None = None,
     retries: int = 2,
     longest_first: bool = True,
+    hang_seconds: float | None = None,
     progress: Progress | None = None,
     mirror: Messenger | None = None,
     poll_seconds: float = POLL_SECONDS,
@@ -77,6 +81,8 @@ def execute(
         plan: the rows of runs.csv, where they are more than `runs`.
         longest_first: start the runs first that most FLOPs wait for, their own and those of what branches
             off them, so that none is left over at the end; False: in the order given.
+        hang_seconds: a worker that gives no sign of life for so long (sweep/execute/pulse.py) is killed, which
+            counts as its death; None: it is waited for.
         clock, sleep: seconds that only grow, and how to wait for them to; a simulation brings its own.
     Returns:
         One outcome for each distinct run, in the order given.
@@ -92,7 +98,7 @@ def execute(
     missing = [run_id for run_id in distinct if run_id not in ledger]
     if missing:
         raise ValueError(f"{len(missing)} runs are not in the plan: {missing[0]}, ... Nothing was launched.")
-    settings = _Settings(execution_settings_for, retries, longest_first, poll_seconds, clock, sleep)
+    settings = _Settings(execution_settings_for, retries, longest_first, hang_seconds, poll_seconds, clock, sleep)
     execution = _Execution(folder, distinct, executor, ledger, settings, progress or Progress(), mirror)
     with Interrupts() as interrupts:
         return execution.run(interrupts)
@@ -103,6 +109,7 @@ class _Settings:
     execution_for: Callable[[PlannedRun], dict[str, Any]]
     retries: int
     longest_first: bool
+    hang_seconds: float | None
     poll_seconds: float
     clock: Callable[[], float]
     sleep: Callable[[float], None]
@@ -132,7 +139,9 @@ class _Execution:
         self.folder, self.runs, self.executor, self.ledger = folder, runs, executor, ledger
         self.settings, self.progress, self.mirror = settings, progress, mirror
         self.held: dict[str, PlannedRun] = {}
-        self.held_due = self.write_due = -float("inf")
+        self.held_due = self.write_due = self.hang_due = -float("inf")
+        self.pulses: dict[str, Pulse] = {}
+        self.hung: set[str] = set()
         self.active: dict[str, _Attempt] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.attempts: Counter[str] = Counter()
@@ -153,6 +162,7 @@ class _Execution:
                 self._release_held()
                 self._submit()
                 self._keep_ledger()
+                self._end_hung()
                 self._pause()
                 self._collect()
             self.stale |= self.unwritten is not None
@@ -259,13 +269,31 @@ class _Execution:
             if ended is None:
                 continue
             del self.active[run_id]
+            self.pulses.pop(run_id, None)
+            was_hung = run_id in self.hung
+            self.hung.discard(run_id)
             if self._take_what_came(attempt.planned):
                 continue
-            if self._advanced(attempt, ended):
+            if was_hung:
+                hung = f"it gave no sign of life for {duration(self.settings.hang_seconds)} and was killed"
+                self._died(attempt.planned, hung)
+            elif self._advanced(attempt, ended):
                 self.progress.note(f"{run_id} was told to stop by another, at a checkpoint; it goes on")
                 self.queue.put_back(attempt.planned)
             else:
                 self._died(attempt.planned, str(ended))
+
+    def _end_hung(self) -> None:
+        """Kill the workers that hang. `_collect` hears of their end."""
+        most = self.settings.hang_seconds
+        if most is None or self.settings.clock() < self.hang_due:
+            return
+        self.hang_due = self.settings.clock() + most * LOOKS_FOR_HANGING
+        for run_id, attempt in self.active.items():
+            pulse = self.pulses.setdefault(run_id, Pulse(self.folder.run(run_id), self.settings.clock))
+            if pulse.silent_seconds() > most:
+                self.hung.add(run_id)
+                attempt.job.kill()
 
     def _advanced(self, attempt: _Attempt, ended: Ended) -> bool:
         """Whether the worker was stopped, by a queue's preemption say, after it had moved on: that

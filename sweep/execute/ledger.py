@@ -180,7 +180,7 @@ def failure(planned: PlannedRun, reason: str, step: int, resumes: int, status: s
     spec, shape = planned.spec, planned.spec.shape
     parameters, flops = count_parameters(shape), count_flops(shape)
     tokens = step * spec.batch_tokens
-    unknown = dict.fromkeys((*_MEASURED, "traceback", "eval_tokens", "peak_bytes"))
+    unknown = dict.fromkeys((*_MEASURED, "traceback", "eval_tokens", "peak_bytes", "micro_batch_sequences"))
     return unknown | {
         "run_id": spec.run_id,
         "status": status,
