@@ -65,7 +65,6 @@ def test_logits_gradients_and_twenty_steps_are_those_of_transformers(qk_norm, ti
     assert type(theirs).__name__ == ("Qwen3ForCausalLM" if qk_norm else "LlamaForCausalLM")
     batch = tokens(0)
     logits, expected = ours(batch[:, :-1]), theirs(input_ids=batch[:, :-1]).logits
-    print("logits", (logits - expected).abs().max().item())
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
     token_losses(ours, batch).mean().backward()
@@ -73,7 +72,6 @@ def test_logits_gradients_and_twenty_steps_are_those_of_transformers(qk_norm, ti
     gradients = to_hugging_face({n: p.grad for n, p in ours.named_parameters()}, ours.shape)
     found = {name: tensor.grad for name, tensor in theirs.named_parameters()}
     assert gradients.keys() == found.keys()
-    print("gradients", max((gradients[n] - found[n]).abs().max().item() for n in found))
     for name, gradient in found.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-5)
 
@@ -88,7 +86,6 @@ def test_logits_gradients_and_twenty_steps_are_those_of_transformers(qk_norm, ti
             optimizer.step()
     with torch.no_grad():
         end, their_end = token_losses(ours, batch).mean().item(), their_loss(theirs, batch).item()
-    print("loss after 20", abs(end - their_end))
     assert end < start - 0.1
     assert end == pytest.approx(their_end, abs=1e-4)
 
