@@ -165,8 +165,8 @@ def predict(
     said = forecast(known.members, known.calibration.weights, spots([target], [cluster]))
     log_loss, half = float(said.log_loss[0]), float(known.calibration.half_width(said)[0])
     by_law = {name: float(np.exp(value[0])) for name, value in said.by_law.items()}
-    costs = np.array([target.flops, known.runs.flops.max()])
-    optimum, optimum_of_dearest = (float(params) for params in np.exp(optimal_draws(known, costs)[0]))
+    costs = np.array([target.flops, known.runs.flops.max(), *(curve.flops for curve in known.isoflops)])
+    optimum, of_dearest, *of_curves = (float(params) for params in np.exp(optimal_draws(known, costs)[0]))
     if known.compute and 1 / NEAR_OPTIMUM < target.params / optimum < NEAR_OPTIMUM:
         by_law["compute"] = float(COMPUTE.loss_at(known.compute.values, flops=target.flops))
     weights = {member.law.name: weight for member, weight in known.predicting}
@@ -183,7 +183,8 @@ def predict(
         target=target,
         slopes={m.law.name: m.law.evaluate(m.theta[None], m.problem.X)[1][0] for m in known.members},
         conventions=known.conventions.at(target) if known.conventions else None,
-        optimum=optimum_of_dearest,
+        optima=of_curves,
+        optimal_ratio=float(known.cost.tokens(costs[1], np.array(of_dearest))) / of_dearest,
     )
     verdict, reasons = judge(evidence)
     scale = known.calibration.scale
@@ -221,6 +222,8 @@ def spots(targets: Sequence[Target], clusters: Sequence[str] | None = None) -> R
     labels = tuple(name or size_cluster(t.params) for name, t in zip(named, targets, strict=True))
     nameless = ("",) * len(targets)
     return Runs(nameless, nameless, labels, *columns, unknown, unknown, unique_tokens=columns[1])
+
+
 def _conventions(
     runs: Runs, members: Sequence[Member], weights: Mapping[str, float]
 ) -> Conventions | None:
