@@ -80,7 +80,7 @@ def predict(
     `target_clusters` [target] names the runs that each target continues, "" for none. Raises as `fit`.
     """
     runs = _runs(params, tokens, flops, loss, loss_se, cluster, unique_tokens)
-    known = model(runs, laws_named(law, runs))
+    known = model(runs, laws_named(law, runs), rolled=())
     named = target_clusters or ("",) * len(targets)
     return tuple(
         predict_one(known, Target(N, D, float(known.cost.flops(N, D))), "", cluster=name)

@@ -66,13 +66,14 @@ def fit_members(
     runs: Runs,
     predicting: Sequence[Law] = AUTOMATIC,
     *,
+    beside: Sequence[Law] = SURFACES,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> tuple[tuple[Member, ...], tuple[Skipped, ...]]:
-    """Fit SURFACES and the laws that predict; a law that the runs cannot determine is skipped with its
+    """Fit the laws that predict, and those `beside` them; a law that the runs cannot determine is skipped with its
     reason. `resamples` may be 0: then parameters have no intervals."""
     fitted, skipped = [], []
-    for law in {law.name: law for law in (*SURFACES, *predicting)}.values():
+    for law in {law.name: law for law in (*beside, *predicting)}.values():
         try:
             fitted.append((law, *fit_law(law, runs)))
         except ValueError as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.ensemble import AUTOMATIC, Member, Voice, fit_members, forecast
+from analysis.ensemble import AUTOMATIC, SURFACES, Member, Voice, fit_members, forecast
 from analysis.laws import Law
 from analysis.values import LEVEL, BacktestRow, Runs
 
@@ -112,15 +112,18 @@ def cuts(runs: Runs) -> list[float]:
     return [top for top in tops if np.mean(flops <= top) >= CHEAPEST_SHARE][-CUTS:]
 
 
-def roll(runs: Runs, predicting: Sequence[Law] = AUTOMATIC) -> tuple[Rollout, ...]:
-    """Fit every law at every cut that leaves enough runs for all that predict."""
+def roll(
+    runs: Runs, predicting: Sequence[Law] = AUTOMATIC, beside: Sequence[Law] = SURFACES
+) -> tuple[Rollout, ...]:
+    """Fit the laws that predict, and those `beside` them that only show their errors, at every cut that
+    leaves enough runs for all that predict."""
     names = {law.name for law in predicting}
     rollouts = []
     for cut in cuts(runs):
         cheaper = runs.flops <= cut
         if cheaper.all():
             continue
-        members, _ = fit_members(runs.take(cheaper), predicting, resamples=0)
+        members, _ = fit_members(runs.take(cheaper), predicting, beside=beside, resamples=0)
         if not names <= {member.law.name for member in members}:
             continue
         dearer = runs.take(~cheaper)

@@ -1,6 +1,6 @@
 """Do 90% intervals hold 90% of the time? Synthetic sweeps of known truth, drawn anew again and again.
 
-    python scripts/coverage.py [--draws 200] [--only isoflop]
+    python scripts/coverage.py [--draws 200] [--only isoflop] [--keep draws.jsonl]
 
 Each design (which N and D are run) is crossed with each truth (a separable and a coupled surface) and each
 noise level. Designs stand around the truth's compute-optimal runs of 1e18 to 1e20 FLOPs, as those of a team
@@ -13,10 +13,13 @@ falls inside its interval. The share inside is given for all draws and for those
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -88,21 +91,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--only", choices=DESIGNS, help="one design alone")
+    parser.add_argument(
+        "--keep", type=Path, help="file of draws (JSON lines) to add to; what it holds is not drawn again"
+    )
     arguments = parser.parse_args()
+    designs = DESIGNS if arguments.only is None else (arguments.only,)
+    settings = list(itertools.product(designs, TRUTHS, NOISES))
+    kept = read(arguments.keep) if arguments.keep else {}
+    for seed, setting in itertools.product(range(arguments.draws), settings):
+        if (*setting, seed) not in kept:
+            kept[(*setting, seed)] = scored = draw(*setting, seed)
+            if arguments.keep:
+                with arguments.keep.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([*setting, seed, asdict(scored)]) + "\n")
     print(
         f"{'design':8} {'truth':10} {'noise':>6} {'draws':>6} {'inside':>7} {'supported':>10} {'inside':>7} "
         f"{'± se':>6} {'width %':>8} {'error %':>8}"
     )
     everything: list[Scored] = []
-    for name in DESIGNS if arguments.only is None else (arguments.only,):
-        for truth in TRUTHS:
-            for noise in NOISES:
-                scored = [draw(name, truth, noise, seed) for seed in range(arguments.draws)]
-                print(f"{name:8} {truth:10} {noise:6.3f} {row(scored)}", flush=True)
-                everything += scored
-    print(f"{'all':26} {row(everything)}")
+    for setting in settings:
+        scored = [kept[(*setting, seed)] for seed in range(arguments.draws)]
+        design, truth, noise = setting
+        print(f"{design:8} {truth:10} {noise:6.3f} {row(scored)}")
+        everything += scored
+    print(f"{'all':26} {row(everything)}\n\nnot supported, because:")
     for reason, count in Counter(reason for one in everything for reason in one.against).most_common():
         print(f"{count:6}  {reason}")
+
+
+def read(path: Path) -> dict[tuple, Scored]:
+    """Draws by design, truth, noise and seed; none where there is no file yet."""
+    if not path.exists():
+        return {}
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        *key, scored = json.loads(line)
+        found[tuple(key)] = Scored(**{**scored, "against": tuple(scored["against"])})
+    return found
 
 
 @dataclass(frozen=True)
@@ -136,7 +161,7 @@ def draw(design: str, truth: str, noise: float, seed: int) -> Scored:
     new = COUPLED.loss_at(values, params=target.params, tokens=target.tokens) * np.exp(
         noise * generator.standard_normal()
     )
-    prediction = predict(model(runs, resamples=RESAMPLES), target, "")
+    prediction = predict(model(runs, rolled=(), resamples=RESAMPLES), target, "")
     supported = prediction.verdict is Verdict.SUPPORTED
     return Scored(
         inside=bool(prediction.lo90 <= new <= prediction.hi90),
