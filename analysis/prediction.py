@@ -181,7 +181,7 @@ def predict(
     weights = {member.law.name: weight for member, weight in known.predicting}
     evidence = Evidence(
         runs=known.runs,
-        fits={member.law.name: member.fit for member in known.members},
+        fits={fit.law: fit for fit in known.fits},
         weights=weights,
         by_law=by_law,
         loss=float(np.exp(log_loss)),

@@ -212,7 +212,7 @@ def _problems(
             f"FLOPs a token are no smooth function of N here (off by up to {100 * known.cost.worst:.0f}%), "
             "so compute-optimal sizes are rough."
         )
-    problems += _biased(known, predictions)
+    problems += _biased(known, predictions) if planned else []
     exclusions = (*table.exclusions, *known.outliers)
     if exclusions:
         kinds = Counter(_kind(exclusion.reason) for exclusion in exclusions)

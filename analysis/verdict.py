@@ -236,7 +236,7 @@ def _agreement(e: Evidence) -> Iterator[Finding]:
         for name, loss in e.by_law.items()
         if name not in e.fits
         or name in e.weights
-        or (e.fits[name].status != Status.NOT_CONVERGED and e.fits[name].rms_pct <= CREDIBLE * own)
+        or (e.fits[name].status == Status.CONVERGED and e.fits[name].rms_pct <= CREDIBLE * own)
     }
     lo, hi = min(heard.values()), max(heard.values())
     if np.log(hi / lo) > 2 * e.half_width:

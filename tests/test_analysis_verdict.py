@@ -229,6 +229,7 @@ def test_only_laws_that_fit_as_well_are_heard_against_the_prediction():
         ({"other": replace(fit, law="other")}, True),
         ({"other": replace(fit, law="other", log_residuals=3 * fit.log_residuals)}, False),
         ({"other": replace(fit, law="other", status=Status.NOT_CONVERGED)}, False),
+        ({"other": replace(fit, law="other", status=Status.AT_BOUND)}, False),
     ):
         against = replace(e, fits={**e.fits, **fits}, by_law={"shrunk": 1.3, "other": 1.5})
         assert bool(found(against, "_agreement")) == heard
