@@ -21,7 +21,7 @@ from analysis.allocate import (
 from analysis.bias import isoflop_bias
 from analysis.conventions import Conventions, fit_conventions
 from analysis.design import advice
-from analysis.ensemble import AUTOMATIC, SURFACES, Member, fit_members, forecast
+from analysis.ensemble import AUTOMATIC, SURFACES, Member, automatic, fit_members, forecast
 from analysis.fitting import fit_law
 from analysis.isoflop import remedies
 from analysis.laws import COMPUTE, Law
@@ -111,15 +111,16 @@ def surfaces(members: Sequence[Member]) -> list[Member]:
 
 def model(
     runs: Runs,
-    predicting: Sequence[Law] = AUTOMATIC,
+    predicting: Sequence[Law] | None = None,
     *,
     rolled: Sequence[Law] = SURFACES,
     resamples: int = RESAMPLES,
 ) -> Model:
     """Leave out what contradicts the rest; fit, resample, roll out, and find the optima.
 
-    `rolled` are the laws whose backtests are shown beside those of the laws that predict; they take half
-    of the time and change no prediction.
+    `predicting` is the automatic choice for these runs where not given. `rolled` are the laws whose
+    backtests are shown beside those of the laws that predict; they take half of the time and change no
+    prediction.
 
     Raises ValueError: too few distinct runs for the laws that predict, saying how many are needed.
     """
@@ -127,6 +128,7 @@ def model(
         raise ValueError(
             "no run is left to fit: every row was excluded (see the exclusions). Nothing was fitted."
         )
+    predicting = automatic(runs) if predicting is None else predicting
     runs, outliers = screen(runs, predicting)
     members, skipped = fit_members(runs, predicting, resamples=resamples)
     missing = {law.name for law in predicting} - {member.law.name for member in members}
