@@ -352,7 +352,7 @@ def extend(sweep: Sweep, out) -> bool:
         try:
             plan(extension.cells, sweep.corpus)
         except ConfigError as error:
-            sweep.notes.append(f"budget {extension.budget:.3g} stays unbracketed: {error}")
+            sweep.notes.append(f"{extension.message}, which cannot be: {error}")
             out.print(sweep.notes[-1])
             continue
         new += extension.cells
