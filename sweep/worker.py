@@ -55,7 +55,8 @@ def _run(folder: RunFolder, request: dict, stop: StopRequest) -> int:
         result = result_for(spec, "failed", 0, reason=reason, traceback=traceback.format_exc())
         traceback.print_exc()
     result.write(folder)
-    if result.status != "failed":  # a failure's cause may be mended, and the run go on from there
+    # a failure's cause may be mended, and the run go on from there; branches go on from a trunk's
+    if result.status == "diverged" or result.status == "finished" and not spec.is_trunk:
         discard_checkpoint(folder)
     return 0
 

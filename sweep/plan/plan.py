@@ -30,19 +30,28 @@ def plan(cells: Sequence[Cell], corpus: Corpus) -> list[PlannedRun]:
 
 def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
     config = cell.config
-    batch = batch_sequences(config, cell.tokens)
+    followed = followed_tokens(cell)
+    batch = batch_sequences(config, followed)
     steps = round(cell.tokens / (batch * cell.shape.seq_len))
     if steps < 1:
         raise ConfigError(
             f"{where}: {cell.tokens:.3g} tokens are less than one step of {batch} x {cell.shape.seq_len} tokens. "
             "Raise the budget or the tokens, or lower optim.batch_tokens or model.seq_len. Nothing was launched."
         )
-    peak = config.optim.lr * (cell.tokens / config.optim.lr_at_tokens) ** config.optim.lr_exponent
+    peak = config.optim.lr * (followed / config.optim.lr_at_tokens) ** config.optim.lr_exponent
+    followed_steps = max(1, round(followed / (batch * cell.shape.seq_len)))
+    schedule = _schedule_spec(config, steps, followed_steps)
+    if schedule.warmup_steps + schedule.decay_steps > steps:
+        raise ConfigError(
+            f"{where}: {steps} steps are less than the warmup of {schedule.warmup_steps}, which follows the size, and "
+            f"the decay of {schedule.decay_steps}. Raise the budget or the tokens, or lower "
+            "schedule.warmup_fraction or optim.tokens_per_param. Nothing was launched."
+        )
     spec = RunSpec(
         shape=cell.shape,
         data=DataSpec(corpus.fingerprint, config.data.eval_tokens),
-        optim=_optim_spec(config, peak, steps),
-        schedule=_schedule_spec(config, steps),
+        optim=_optim_spec(config, peak, followed_steps),
+        schedule=schedule,
         batch_sequences=batch,
         steps=steps,
         seed=cell.seed,
@@ -56,6 +65,14 @@ def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
             "data.max_epochs, or add data (data=text data.path=...). Nothing was launched."
         )
     return PlannedRun(spec, cell.group, cell.role)
+
+
+def followed_tokens(cell: Cell) -> float:
+    """The D that batch, rate, warmup and decay follow. What shares a trunk must share these, and a budget
+    that is added later must not change them: there it is optim.tokens_per_param · N, whatever the run's
+    own D; elsewhere the run's own."""
+    optim = cell.config.optim
+    return cell.tokens if optim.follows == "run" else optim.tokens_per_param * cell.params
 
 
 def batch_sequences(config: SweepConfig, tokens: float) -> int:
@@ -81,11 +98,11 @@ def _optim_spec(config: SweepConfig, peak: float, steps: int) -> OptimSpec:
     )
 
 
-def _schedule_spec(config: SweepConfig, steps: int) -> ScheduleSpec:
+def _schedule_spec(config: SweepConfig, steps: int, followed_steps: int) -> ScheduleSpec:
     schedule = config.schedule
     return ScheduleSpec(
         kind=schedule.kind,
-        warmup_steps=round(schedule.warmup_fraction * steps),
+        warmup_steps=round(schedule.warmup_fraction * followed_steps),
         decay_steps=round((schedule.decay_fraction or 0.0) * steps),
         decay=schedule.decay or "",
         final=schedule.final,

@@ -40,6 +40,7 @@ class ScaleConfig:
     batch_at_tokens: float
     batch_exponent: float
     micro_batch_tokens: int
+    tokens_per_param: float
     weight_decay_timescale: Optional[float]
     eval_tokens: int
     precision: str
@@ -114,8 +115,11 @@ class TokenizerConfig:
 class OptimConfig:
     """AdamW, and how rate and batch follow a run's own token count D:
     batch = batch_tokens · (D / batch_at_tokens)^batch_exponent, in whole sequences;
-    peak rate = lr · (D / lr_at_tokens)^lr_exponent, at width base_width."""
+    peak rate = lr · (D / lr_at_tokens)^lr_exponent, at width base_width.
+    D is the run's own where `follows` is "run", tokens_per_param · N where it is "size"."""
 
+    follows: str  # run | size
+    tokens_per_param: float
     lr: float
     base_width: int
     lr_at_tokens: float
@@ -135,7 +139,8 @@ class OptimConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     kind: str  # wsd | cosine
-    warmup_fraction: float  # of the steps
+    trunk: bool  # runs of one size branch off one trunk (sweep/plan/trunks.py); wsd
+    warmup_fraction: float  # of the steps; of those that optim.follows names
     final: float  # of the peak rate, at the end
     decay_fraction: Optional[float] = None  # of the steps; wsd
     decay: Optional[str] = None  # linear | sqrt; wsd
@@ -326,6 +331,7 @@ CHOICES = {
     "param": PARAMETRISATIONS,
     "tokenizer.kind": tuple(TOKENIZERS),
     "schedule.kind": ("wsd", "cosine"),
+    "optim.follows": ("run", "size"),
     "optim.precision": ("fp32", "bf16"),
     "executor.kind": ("local",),
     "logger.kind": ("auto", "wandb", "none"),
@@ -333,7 +339,7 @@ CHOICES = {
 POSITIVE = (
     "max_hours model.width_step model.ff_ratio model.seq_len data.eval_tokens data.max_epochs data.vocab_size "
     "tokenizer.vocab_size optim.lr optim.base_width optim.lr_at_tokens optim.batch_tokens optim.batch_at_tokens "
-    "optim.micro_batch_tokens optim.eps optim.weight_decay_timescale optim.clip grid.budgets grid.sizes "
+    "optim.micro_batch_tokens optim.eps optim.weight_decay_timescale optim.clip optim.tokens_per_param grid.budgets grid.sizes "
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
     "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "
     "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every"
@@ -381,6 +387,13 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             wrong.append("schedule: warmup_fraction and decay_fraction exceed the run")
     elif wsd_only != (None, None):
         wrong.append("schedule: decay_fraction and decay mean nothing to kind cosine")
+    if schedule.trunk and schedule.kind != "wsd":
+        wrong.append(f"schedule.trunk: kind {schedule.kind} decays from the start, so that runs have no trunk to share")
+    if schedule.trunk and config.optim.follows != "size":
+        wrong.append(
+            "schedule.trunk: runs of one trunk share rate and batch, so optim.follows must be size; "
+            "or choose schedule=independent"
+        )
     sequences, rest = divmod(config.data.eval_tokens, max(1, config.model.seq_len))
     if rest or sequences < 2:  # one sequence alone has no standard error
         whole = max(2, sequences) * config.model.seq_len
@@ -422,6 +435,8 @@ def with_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
     Raises ConfigError for a key that is unknown or that runs of one sweep cannot differ in.
     """
     for key, value in values.items():
+        if key == "schedule.trunk":
+            raise ConfigError("grid.over: schedule.trunk is one for all runs of a sweep; say schedule=trunk")
         group, _, name = key.partition(".")
         if group not in SWEEPABLE or lookup(config, key) is None and not _has(config, key):
             raise ConfigError(f"grid.over: {key!r} is no key that runs can differ in ({', '.join(SWEEPABLE)})")
