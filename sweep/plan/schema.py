@@ -407,6 +407,11 @@ def _inconsistent(config: SweepConfig) -> list[str]:
     if config.grid.kind == "isoflop" and not config.grid.size_ratio > 1:
         wrong.append(f"grid.size_ratio: {config.grid.size_ratio} is not above 1")
     if config.grid.kind == "lr":
+        if config.optim.follows == "size":
+            wrong.append(
+                "optim.follows: size gives each width its own batch and rate, and grid=lr holds them; say "
+                "schedule=independent optim.follows=run"
+            )
         for key, values in (("grid.widths", config.grid.widths), ("grid.param", config.grid.param)):
             if len(set(values)) < len(values):
                 wrong.append(f"{key}: {values} has one twice")
