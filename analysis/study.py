@@ -239,6 +239,8 @@ def _problems(
         problems.append(f"IsoFLOP curve of {which}: {reason}.")
     unfinished = [row for row in table.rows if row.role == "holdout" and row.status in ("failed", "diverged")]
     problems += [f"Holdout {row.run_id} {row.status}." for row in unfinished]
+    holdouts = {row.run_id for row in table.rows if row.role == "holdout"}
+    problems += [f"Holdout {f.run_id}: {f.says}." for f in table.health if f.run_id in holdouts]
     if entropy and entropy.irreducible.interval:
         interval = entropy.irreducible.interval
         if not interval.lo <= entropy.entropy_rate <= interval.hi:
@@ -258,7 +260,7 @@ def _problems(
     params = sorted({row.param for row in table.rows if row.run_id in fitted})
     if len(params) > 1:
         problems.append(f"The fitted runs are of several parametrisations ({', '.join(params)}), and the law is none's.")
-    problems += concerns(table.health, sum(row.status == "finished" and row.role == "fit" for row in table.rows))
+    problems += concerns([f for f in table.health if f.run_id in fitted], sum(row.status == "finished" and row.role == "fit" for row in table.rows))
     problems += _excluded(table, known.outliers)
     if known.outliers:
         named = "; ".join(f"{outlier.run_id}: {outlier.reason}" for outlier in known.outliers[:OFFENDERS])
