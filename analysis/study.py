@@ -184,7 +184,7 @@ def unfitted(table: Table, reason: str, *, title: str, metadata: Mapping[str, st
         backtests=(),
         predictions=(),
         verdict=Verdict.NOT_SUPPORTED,
-        reasons=(f"no law was fitted: {reason}",),
+        reasons=(f"no law was fitted: {reason.split('. ')[0]}",),
         problems=(*_rate_problems(rates), *_excluded(table), *table.notes),
         rates=rates,
         health=table.health,

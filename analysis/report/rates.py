@@ -32,7 +32,8 @@ def loss_against_rate(analysis: Analysis) -> Drawing | None:
     for curve in analysis.rates.curves:
         sets.setdefault((curve.param, f"{curve.tokens:.6g}"), []).append(curve)
     drawn = sorted(sets.values(), key=len, reverse=True)[:PANELS_DRAWN]
-    figure, axes = panels(min(2, len(drawn)), height=4.3 * (1 + (len(drawn) > 2)), rows=1 + (len(drawn) > 2))
+    rows = -(-len(drawn) // 2)
+    figure, axes = panels(min(2, len(drawn)), height=4.3 * rows, rows=rows, share_y=True)
     for panel, curves in zip(axes, drawn, strict=False):
         _panel(panel, curves)
     for empty in axes[len(drawn) :]:
