@@ -20,7 +20,14 @@ from analysis.rates import study_rates
 from analysis.table import SWEEP_RULES, Table
 from analysis.values import Exclusion, HealthFinding, RateStudy, RunRow
 
-KINDS = ("too few steps", "diverged", "undercooled", "rate off the optimum", "spiking", "batch above critical")
+KINDS = (
+    "too few steps",
+    "diverged",
+    "undercooled",
+    "rate off the optimum",
+    "spiking",
+    "batch above critical",
+)
 """From the worst to the mildest."""
 
 FEWEST_DECAY = 0.1
@@ -28,8 +35,8 @@ FEWEST_DECAY = 0.1
 cooldowns of 10 to 20% of the steps reach what a cosine schedule does."""
 
 HIGHEST_END = 0.2
-"""Rate at the end over the peak, at most. Hoffmann et al. 2022 (arXiv 2203.15556), appendix B: down to a tenth;
-twice that is let pass (assumption)."""
+"""Rate at the end over the peak, at most. Hoffmann et al. 2022 (arXiv 2203.15556), appendix B: down to
+a tenth; twice that is let pass (assumption)."""
 
 OFF_OPTIMUM = 0.75
 """Octaves from the optimal rate. Assumption: of rates an octave apart one at least lies within it, and it
@@ -44,19 +51,20 @@ LEAST_SPIKE = 0.02
 Assumption."""
 
 RISEN_WITH_IT = 3.0
-"""Standard deviations of the loss at or after a spike of the gradient's norm. Assumption: in 21 healthy runs of
-small decoders 8 had spikes of the norm, up to 27 standard deviations high, that their loss did not notice."""
+"""Standard deviations of the loss at or after a spike of the gradient's norm. Assumption: of 21 healthy runs
+of small decoders 8 had spikes of the norm, up to 27 standard deviations high, that their loss did not notice."""
 
 NEIGHBOURS = 0.6745 * math.sqrt(2)
 """Median |difference| of two normal values in units of their standard deviation."""
 
 THROWN_BACK, THROWN_BACK_NOISE = 0.02, 4.0
-"""log of the training loss at the end over the lowest before it, both over a tenth of the run; and in standard
-deviations of such a difference, as far as lines differ from their neighbours. Assumption; in 21 healthy runs
-of small decoders the loss ended up to 0.019 and 1.4 of these above its lowest."""
+"""log of the training loss at the end over the lowest before it, both over a tenth of the run;
+and in standard deviations of such a difference, by how far lines differ from their neighbours. Assumption; in 21
+healthy runs of small decoders the loss ended up to 0.019 and 1.4 of these above its lowest."""
 
 CRITICAL_AT_1, CRITICAL_POWER = 2.1e8, 4.8
-"""B_crit = 2.1e8 tokens · L^-4.8, L in nats a token of WebText2: Kaplan et al. 2020 (arXiv 2001.08361), figure 10."""
+"""B_crit = 2.1e8 tokens · L^-4.8, L in nats a token of WebText2: Kaplan et al. 2020 (arXiv 2001.08361),
+figure 10."""
 
 WEBTEXT_BYTES = 96e9 / 2.29e10
 """Bytes in a token of WebText2: the same, section 2.3."""
@@ -64,7 +72,8 @@ WEBTEXT_BYTES = 96e9 / 2.29e10
 
 @dataclass(frozen=True)
 class Course:
-    """One run's training lines in metrics.jsonl, by step; float64[line]. grad_norm is NaN where not logged."""
+    """One run's training lines in metrics.jsonl, by step; float64[line]. grad_norm is NaN where it was
+    not logged."""
 
     step: np.ndarray
     loss: np.ndarray
@@ -72,14 +81,20 @@ class Course:
     grad_norm: np.ndarray
 
 
-def examine(table: Table, folder: Path | None = None, only: Collection[str] | None = None) -> tuple[HealthFinding, ...]:
+def examine(
+    table: Table, folder: Path | None = None, only: Collection[str] | None = None
+) -> tuple[HealthFinding, ...]:
     """What is wrong with the finished rows to fit, the worst kinds first.
 
     Args:
         folder: of a sweep, whose runs/<run_id>/metrics.jsonl are read where they are.
         only: look at these rows instead, holdouts too: for those whose prediction is written.
     """
-    rows = [row for row in table.rows if row.status == "finished" and (row.run_id in only if only else row.role == "fit")]
+    rows = [
+        row
+        for row in table.rows
+        if row.status == "finished" and (row.run_id in only if only else row.role == "fit")
+    ]
     found = [*_off_optimum(rows, study_rates(table.rows))]
     for row in rows:
         found += [*_few_steps(row), *_above_critical(row)]
@@ -127,7 +142,7 @@ def concerns(findings: Sequence[HealthFinding], runs: int) -> tuple[str, ...]:
     counts = Counter(finding.kind for finding in findings if not finding.excluded)
     telling = [kind for kind in KINDS if counts[kind] and (kind == "undercooled" or 2 * counts[kind] >= runs)]
     told = ", ".join(f"{counts[kind]} {kind}" for kind in telling)
-    return (f"Of {runs} finished runs {told}: see the health of the runs.",) if told else ()
+    return (f"Of {runs} fitted runs {told}: see the health of the runs.",) if told else ()
 
 
 # --- what the table tells -------------------------------------------------------------------------
@@ -148,16 +163,19 @@ def _above_critical(row: RunRow) -> Iterator[HealthFinding]:
     if not row.batch_tokens or not row.loss:
         return
     bits = row.bits_per_byte
-    ratio = row.loss / (bits * math.log(2)) / WEBTEXT_BYTES if bits else 1.0  # a token's bytes over WebText2's
+    ratio = (
+        row.loss / (bits * math.log(2)) / WEBTEXT_BYTES if bits else 1.0
+    )  # a token's bytes over WebText2's
     critical = critical_batch(row.loss / ratio) / ratio
     if row.batch_tokens > critical:
         says = f"a batch of {row.batch_tokens:.3g} tokens, critical at this loss are about {critical:.2g}"
-        source = "Kaplan et al. 2020 (arXiv 2001.08361), figure 10" + ("" if bits else "; tokens taken as WebText2's")
+        source = "Kaplan et al. 2020 (arXiv 2001.08361), figure 10"
+        source += "" if bits else "; tokens taken as WebText2's"
         yield _finding(row, "batch above critical", says, row.batch_tokens, critical, source, False)
 
 
 def critical_batch(loss: float) -> float:
-    """B_crit in tokens of WebText2 at a loss in nats of them: beyond it, more tokens a step save few steps."""
+    """B_crit in tokens of WebText2 at a loss in nats of them: beyond it, larger batches save few steps."""
     return CRITICAL_AT_1 * loss**-CRITICAL_POWER
 
 
@@ -172,8 +190,13 @@ def _off_optimum(rows: Sequence[RunRow], study: RateStudy | None) -> Iterator[He
                 continue
             off = math.log2(row.lr) - optimum
             if abs(off) > OFF_OPTIMUM:
-                best = f"the optimum of its shape, {2**optimum:.3g}" if curve.optimum else f"{curve.best:.3g}, its shape's best"
-                says = f"its rate {row.lr:.3g} is {abs(off):.2g} octaves {'above' if off > 0 else 'below'} {best}"
+                best = (
+                    f"the optimum of its shape, {2**optimum:.3g}"
+                    if curve.optimum
+                    else f"{curve.best:.3g}, its shape's best"
+                )
+                side = "above" if off > 0 else "below"
+                says = f"its rate {row.lr:.3g} is {abs(off):.2g} octaves {side} {best}"
                 yield _finding(row, "rate off the optimum", says, abs(off), OFF_OPTIMUM, "assumption", True)
 
 
@@ -275,7 +298,9 @@ def _spikes(course: Course, row: RunRow) -> Iterator[HealthFinding]:
     for what, height in heights.items():
         line = int(np.argmax(height))
         if height[line] > SPIKE:
-            says = f"its {what} spiked by {height[line]:.0f} standard deviations at step {course.step[line]:.0f}"
+            says = (
+                f"its {what} spiked by {height[line]:.0f} standard deviations at step {course.step[line]:.0f}"
+            )
             source = "OLMo 2 (arXiv 2501.00656)"
             yield _finding(row, "spiking", says, height[line], SPIKE, source, False)
 

@@ -19,8 +19,8 @@ FEWEST_RATES = 3
 """Rates of one shape that make a grid: what a parabola takes."""
 
 WINDOW = 1.5
-"""Octaves around the best rate that the parabola is fitted to, one neighbour on each side at least. Assumption:
-further out curves of loss against rate rise faster on the side of high rates than any parabola."""
+"""Octaves around the best rate that the parabola is fitted to, one neighbour on each side at least.
+Assumption: further out curves of loss against rate rise faster on the side of high rates than a parabola."""
 
 NOISE_WINDOW = 2.5
 """Octaves around the best rate within which what a cubic leaves counts as noise, where there are no seeds.
@@ -142,8 +142,8 @@ def _points(losses: dict[float, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _curve(cells: Cells, sd: float | None, generator: np.random.Generator) -> tuple[RateCurve, np.ndarray]:
-    """The curve, and its optimum (log2 of the rate) in the draws of the noise; float64[draw], infinite where a
-    draw has none."""
+    """The curve, and its optimum (log2 of the rate) in the draws of the noise; float64[draw], infinite
+    where a draw has none."""
     losses = _finished(cells)
     x, y = _points(losses)
     seeds = np.array([len(values) for values in losses.values()])
@@ -220,9 +220,7 @@ def _vertex(c1: np.ndarray, c2: np.ndarray) -> np.ndarray:
 def _spread(draws: np.ndarray) -> tuple[float, float, float]:
     """Ends of the 90% interval, and the standard deviation of a normal with that interval: infinite draws
     have no other."""
-    lo, hi = (
-        float(np.quantile(draws, q, method="inverted_cdf")) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-    )
+    lo, hi = (float(np.quantile(draws, q, method="inverted_cdf")) for q in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return lo, hi, (hi - lo) / (2 * NORMAL)
 
 
@@ -264,7 +262,8 @@ def _drift(usable: Sequence[tuple[RateCurve, np.ndarray]], tried: int, sd: float
     narrowest, widest = (min(curves, key=lambda c: c.width), max(curves, key=lambda c: c.width))
     off = widest.optimum.value - narrowest.optimum.value
     per_octave, over_range, over_8x = (
-        Estimate(factor * slope, factor * lo, factor * hi, factor * se) for factor in (1.0, span, math.log2(RANGE))
+        Estimate(factor * slope, factor * lo, factor * hi, factor * se)
+        for factor in (1.0, span, math.log2(RANGE))
     )
     transfers, says = _verdict(over_8x, 2.0**span, len(curves), tried)
     return RateDrift(
@@ -308,19 +307,26 @@ def _verdict(over_8x: Estimate, ratio: float, curves: int, tried: int) -> tuple[
     if over_8x.lo > ALLOWED or over_8x.hi < -ALLOWED:
         return False, f"does not transfer: {drift}, beyond {ALLOWED:g}"
     side = "within" if abs(over_8x.value) <= ALLOWED else "beyond"
-    return None, f"cannot tell: {drift} is {side} the {ALLOWED:g} allowed, its interval is not; add seeds or rates"
+    return (
+        None,
+        f"cannot tell: {drift} is {side} the {ALLOWED:g} allowed, its interval is not; add seeds or rates",
+    )
 
 
 def lines(study: RateStudy) -> tuple[str, ...]:
     """What was found, a line for each shape and one for each drift."""
     of_shapes = [
         f"{_shape(curve)}: best rate {curve.best:.3g} of {len(curve.rates)} (loss {curve.loss.min():.4f}), "
-        + (f"optimum {_optimum(curve.optimum)}, an octave off costs {curve.penalty_pct:.2g}%" if curve.optimum else curve.reason)
+        + (
+            f"optimum {_optimum(curve.optimum)}, an octave off costs {curve.penalty_pct:.2g}%"
+            if curve.optimum
+            else curve.reason
+        )
         for curve in study.curves
     ]
     of_drifts = [
-        f"{drift.param or 'rates'}, widths {drift.widths[0]:g} to {drift.widths[1]:g}: {drift.says}; the widest loses "
-        f"{drift.cost_pct:.2g}% at the narrowest's optimal rate"
+        f"{drift.param or 'rates'}, widths {drift.widths[0]:g} to {drift.widths[1]:g}: {drift.says}; the widest "
+        f"loses {drift.cost_pct:.2g}% at the narrowest's optimal rate"
         for drift in study.drifts
     ]
     return (*of_shapes, *of_drifts)

@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from analysis.values import Analysis, BacktestRow, HealthFinding, Measured, Prediction, Runs, Target, Verdict, latest
+from analysis.values import (
+    Analysis,
+    BacktestRow,
+    HealthFinding,
+    Measured,
+    Prediction,
+    Runs,
+    Target,
+    Verdict,
+    latest,
+)
 
 PREDICTION_COLUMNS = (
     *("params", "tokens", "flops", "loss", "lo90", "hi90", "law", "extrapolation", "verdict"),

@@ -259,8 +259,9 @@ def _problems(
     fitted = set(known.runs.run_id)
     params = sorted({row.param for row in table.rows if row.run_id in fitted})
     if len(params) > 1:
-        problems.append(f"The fitted runs are of several parametrisations ({', '.join(params)}), and the law is none's.")
-    problems += concerns([f for f in table.health if f.run_id in fitted], sum(row.status == "finished" and row.role == "fit" for row in table.rows))
+        told = ", ".join(name or "none named" for name in params)
+        problems.append(f"The fitted runs are of several parametrisations ({told}), and the law is none's.")
+    problems += concerns([finding for finding in table.health if finding.run_id in fitted], len(fitted))
     problems += _excluded(table, known.outliers)
     if known.outliers:
         named = "; ".join(f"{outlier.run_id}: {outlier.reason}" for outlier in known.outliers[:OFFENDERS])

@@ -23,7 +23,9 @@ MOST_UNCERTAIN = 100.0
 
 
 def runs_table(folder: Path, rules: Rules = SWEEP_RULES) -> Table:
-    """runs.csv of a sweep, without the runs that are not well trained; N is non-embedding. Raises TableError."""
+    """runs.csv of a sweep, the runs that are not well trained excluded; N is non-embedding.
+
+    Raises TableError."""
     table = read_table(Path(folder) / "runs.csv", {"params": "params_non_embedding"}, rules)
     return with_health(table, folder)
 

@@ -40,7 +40,9 @@ def write_course(folder, run_id: str, lines: list[dict]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def spiked(lines: list[dict], line: int, factor: float, key: str = "loss", until: int | None = None) -> list[dict]:
+def spiked(
+    lines: list[dict], line: int, factor: float, key: str = "loss", until: int | None = None
+) -> list[dict]:
     return [
         {**values, key: values[key] * factor} if line <= i < (until or line + 1) else values
         for i, values in enumerate(lines)
@@ -75,9 +77,21 @@ def test_a_gradient_that_spikes_alone_is_an_odd_batch(tmp_path):
         (course(decay=0.0), "undercooled", "its rate ended at 100% of the peak, over 20%"),
         (course(decay=0.3, end=0.5), "undercooled", "its rate ended at 5.% of the peak"),
         (course(decay=0.04), "undercooled", "its rate came down over 4.0% of the steps, under 10%"),
-        (course(decay=0.04, first=1920), "undercooled", "its rate came down over 4.0% of the steps"),  # a branch
-        (spiked(course(), 85, 1.08, until=100), "diverged", "its training loss ended [5-9].*% above its lowest"),
-        (spiked(course(), 60, 1.5), "spiking", r"its training loss spiked by \d+ standard deviations at step 1220"),
+        (
+            course(decay=0.04, first=1920),
+            "undercooled",
+            "its rate came down over 4.0% of the steps",
+        ),  # a branch
+        (
+            spiked(course(), 85, 1.08, until=100),
+            "diverged",
+            "its training loss ended [5-9].*% above its lowest",
+        ),
+        (
+            spiked(course(), 60, 1.5),
+            "spiking",
+            r"its training loss spiked by \d+ standard deviations at step 1220",
+        ),
         (
             spiked(spiked(course(), 60, 1.05), 60, 30.0, "grad_norm"),
             "spiking",
@@ -113,7 +127,7 @@ def test_undercooled_runs_are_kept_where_they_are_the_rule(tmp_path):
     table = with_health(read_table(tmp_path / "runs.csv", COLUMNS, SWEEP_RULES), tmp_path)
     assert len(table.runs) == 30 and len(table.health) == 16
     assert not any(finding.excluded for finding in table.health)
-    assert concerns(table.health, 30) == ("Of 30 finished runs 16 undercooled: see the health of the runs.",)
+    assert concerns(table.health, 30) == ("Of 30 fitted runs 16 undercooled: see the health of the runs.",)
 
 
 def test_a_table_that_says_its_rates_had_not_decayed(tmp_path):

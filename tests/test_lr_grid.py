@@ -68,7 +68,10 @@ def test_a_width_whose_best_rate_is_at_the_edge_gets_one_more(compose):
     settled = with_losses(config, narrow, 0.1) + with_losses(config, wide, 1.6)
     for octaves in (1.0, 1.5):
         (further,) = extensions(config, VOCAB, settled)
-        assert "width 128: its best rate" in further.message and "is the highest tried; adding" in further.message
+        assert (
+            "width 128: its best rate" in further.message
+            and "is the highest tried; adding" in further.message
+        )
         assert [cell.seed for cell in further.cells] == [cell.seed for cell in wide[:2]]
         assert {cell.group for cell in further.cells} == {wide[0].group}
         assert math.log2(further.cells[0].config.optim.lr / config.optim.lr) == pytest.approx(octaves)

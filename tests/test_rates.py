@@ -41,9 +41,11 @@ def row(width: int, octave: float, seed: int = 0, loss: float | None = None, **c
     return RunRow(**{**values, **changes})
 
 
-def grid(drift=0.0, noise=0.0, seeds=1, octaves=(-2, -1, 0, 1, 2), centre=0.2, widths=WIDTHS, seed=0, **changes):
-    """log L = log L*(width) + CURVATURE · (octaves from the optimum)², the optimum `centre` octaves above OWN at
-    width 64, moving by `drift` octaves for each doubling of the width."""
+def grid(
+    drift=0.0, noise=0.0, seeds=1, octaves=(-2, -1, 0, 1, 2), centre=0.2, widths=WIDTHS, seed=0, **changes
+):
+    """log L = log L*(width) + CURVATURE · (octaves from the optimum)², the optimum `centre` octaves above OWN
+    at width 64, moving by `drift` octaves for each doubling of the width."""
     rng = np.random.default_rng(seed)
     rows = []
     for width in widths:
@@ -120,12 +122,16 @@ def test_a_best_rate_at_the_edge_is_not_bracketed_and_has_no_optimum():
     assert widest.reason == "the best rate is the highest tried"
     (found,) = study.drifts
     assert found.transfers is None and found.curves == 3
-    assert "cannot tell: bracketed optima span 4x of width, 8x is wanted; 1 of 4 widths have none" in found.says
+    assert (
+        "cannot tell: bracketed optima span 4x of width, 8x is wanted; 1 of 4 widths have none" in found.says
+    )
 
 
 def test_rates_that_diverged_are_told_and_bound_nothing():
     rows = [
-        dataclasses.replace(r, status="diverged", loss=None, tokens=3e5) if r.d_model == 16 and r.lr > OWN * 1.1 else r
+        dataclasses.replace(r, status="diverged", loss=None, tokens=3e5)
+        if r.d_model == 16 and r.lr > OWN * 1.1
+        else r
         for r in grid()
     ]
     narrowest = study_rates(rows).curves[0]
@@ -144,7 +150,9 @@ def test_parametrisations_token_counts_and_batches_are_kept_apart():
         *grid(0.0),
         *grid(-0.4, param="sp"),
         *grid(0.0, tokens=2e6, centre=-0.5),
-        *[dataclasses.replace(r, loss=9.0) for r in grid(batch_tokens=768.0, octaves=(-1, 1))],  # two rates: no grid
+        *[
+            dataclasses.replace(r, loss=9.0) for r in grid(batch_tokens=768.0, octaves=(-1, 1))
+        ],  # two rates: no grid
     ]
     study = study_rates(rows)
     assert [(d.param, d.tokens) for d in study.drifts] == [("mup", 1e6), ("mup", 2e6), ("sp", 1e6)]
@@ -200,7 +208,9 @@ def test_a_rate_sweep_has_a_report_without_a_law(tmp_path):
     off = [finding for finding in analysis.health if finding.kind == "rate off the optimum"]
     assert off and all(finding.excluded for finding in off)
     assert {finding.run_id for finding in off} <= {exclusion.run_id for exclusion in analysis.exclusions}
-    assert {row.d_model for row in analysis.rows if not row.reason} == set(WIDTHS)  # each width keeps its best
+    assert {row.d_model for row in analysis.rows if not row.reason} == set(
+        WIDTHS
+    )  # each width keeps its best
 
     page = write_report(analysis, tmp_path / "report").read_text()
     text = (tmp_path / "report" / "report.md").read_text()

@@ -45,9 +45,10 @@ def _transfer(analysis: Analysis) -> str:
     """What rate grids say, where no law was fitted; "" where there are none."""
     if analysis.fits or analysis.rates is None:
         return ""
-    said = [f"under {drift.param}: {drift.says}" if drift.param else drift.says for drift in analysis.rates.drifts]
+    drifts = analysis.rates.drifts
+    said = [f"under {drift.param}: {drift.says}" if drift.param else drift.says for drift in drifts]
     if not said:
-        return "The runs are a grid of learning rates with no two widths whose optimal rates could be compared."
+        return "The runs are a grid of learning rates without two widths whose optima could be compared."
     return f"The optimal rate across widths, {words.listing(said)}."
 
 

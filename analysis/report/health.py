@@ -17,8 +17,8 @@ def table(analysis: Analysis) -> tables.Table | None:
         kinds.setdefault(finding.kind, []).append(finding)
     headings = ("|what", "runs", "|the worst", "|which", "|in the fits", "|threshold from")
     note = (
-        "What makes a run's loss worse than its size and data would give, as far as the table and the runs' own "
-        "logs tell. health.csv beside this report has each finding with its value and threshold."
+        "What makes a run's loss worse than its size and data would give, as far as the table and the runs' "
+        "own logs tell. health.csv beside this report has each finding with its value and threshold."
     )
     return tables.table("Health of the runs", headings, (_row(*item) for item in kinds.items()), note)
 
@@ -30,7 +30,14 @@ def _row(kind: str, findings: Sequence[HealthFinding]) -> tuple[str, ...]:
     out = len({finding.run_id for finding in findings if finding.excluded})
     fits = "left out" if out == len(runs) else f"{out} left out" if out else "kept"
     sources = words.listing(list(dict.fromkeys(finding.source for finding in findings)))
-    return kind, str(len(runs)), f"{worst.run_id}: {worst.says}", ", ".join(runs[:NAMED]) + more, fits, sources
+    return (
+        kind,
+        str(len(runs)),
+        f"{worst.run_id}: {worst.says}",
+        ", ".join(runs[:NAMED]) + more,
+        fits,
+        sources,
+    )
 
 
 def _distance(finding: HealthFinding) -> float:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from analysis.report import tables, theme, words
 from analysis.report.axes import Label, dots, label_ends, log_x, loss_y, panels, widen
 from analysis.report.drawing import OPTIMUM, Drawing
-from analysis.report.theme import INK, MUTED, PAPER
+from analysis.report.theme import INK, PAPER
 from analysis.values import Analysis, Estimate, RateCurve, RateDrift
 
 NAME = "loss-against-rate"
@@ -20,8 +20,8 @@ PANELS_DRAWN, CURVES_DRAWN = 4, 8
 """Panels, and curves in one; more would cover each other. The table has all."""
 
 TALLEST = 1.12
-"""Losses are drawn up to this multiple of the worst width's best. Assumption: what lies higher, at rates close to
-divergence, would flatten every minimum."""
+"""Losses are drawn up to this multiple of the worst width's best. Assumption: what lies higher, at rates
+close to divergence, would flatten every minimum."""
 
 
 def loss_against_rate(analysis: Analysis) -> Drawing | None:
@@ -40,8 +40,8 @@ def loss_against_rate(analysis: Analysis) -> Drawing | None:
         empty.set_visible(False)
     caption = (
         "Each curve is one width on the same tokens, batch and data order; diamonds are the minima of the "
-        "parabolas through the rates around the best, bars their 90% intervals: where widths share an optimal "
-        "rate, they stand above one another"
+        "parabolas through the rates around the best, bars their 90% intervals: where widths share an "
+        "optimal rate, they stand above one another"
     )
     if len(drawn) < len(sets) or any(len(curves) > CURVES_DRAWN for curves in drawn):
         caption += "; not every curve is drawn, the table below has all"
@@ -56,7 +56,9 @@ def _panel(axes: Axes, curves: Sequence[RateCurve]) -> None:
     ends: list[Label] = []
     for curve, shade in zip(curves, shades, strict=True):
         shown = curve.loss <= top
-        axes.plot(curve.rates[shown], curve.loss[shown], color=shade, lw=1.2, marker="o", ms=4.5, mec=PAPER, mew=0.5)
+        axes.plot(
+            curve.rates[shown], curve.loss[shown], color=shade, lw=1.2, marker="o", ms=4.5, mec=PAPER, mew=0.5
+        )
         last = np.flatnonzero(shown)[-1]
         ends.append((curve.rates[last], curve.loss[last], _name(curve), shade))
     axes.set_xscale("log")
@@ -93,12 +95,14 @@ def optima(analysis: Analysis) -> tables.Table | None:
     study = analysis.rates
     known = "unknown" if study.noise_pct is None else words.percent(study.noise_pct)
     note = (
-        f"Optimal rate: minimum of a parabola in log2 of the rate. One run's loss by chance: {known}, read from "
-        f"{study.noise_from}. An octave off: what a rate twice or half the optimum adds to the loss."
+        f"Optimal rate: minimum of a parabola in log2 of the rate. One run's loss by chance: {known}, read "
+        f"from {study.noise_from}. An octave off: what a rate twice or half the optimum adds to the loss."
     )
     shown = study.curves[: tables.ROWS_SHOWN]
     if len(shown) < len(study.curves):
-        note = f"The first {len(shown)} of {len(study.curves):,}; fits.json beside this report has all. {note}"
+        note = (
+            f"The first {len(shown)} of {len(study.curves):,}; fits.json beside this report has all. {note}"
+        )
     return tables.table("Optimal rate of each width", headings, map(_row, shown), note)
 
 
@@ -107,7 +111,13 @@ def _row(curve: RateCurve) -> tuple[str, ...]:
     if optimum is not None:
         interval = f"[{_rate(optimum.lo)}, {_rate(optimum.hi)}]" if math.isfinite(optimum.se) else words.NONE
         lowest = float(curve.loss_at(2.0**optimum.value))
-        found = (_rate(optimum.value), interval, _octaves(optimum.se), words.loss(lowest), words.percent(curve.penalty_pct))
+        found = (
+            _rate(optimum.value),
+            interval,
+            _octaves(optimum.se),
+            words.loss(lowest),
+            words.percent(curve.penalty_pct),
+        )
     width = words.NONE if curve.width is None else f"{curve.width:g}"
     layers = words.NONE if curve.layers is None else f"{curve.layers:g}"
     where = (curve.param, width, layers, words.count(curve.params), words.count(curve.tokens))
@@ -125,13 +135,24 @@ def _octaves(value: float, signed: bool = False) -> str:
 def drifts(analysis: Analysis) -> tables.Table | None:
     """Whether the optimal rate transfers, for each parametrisation."""
     found = analysis.rates.drifts if analysis.rates else ()
-    headings = ("|parametrisation", "D", "widths", "optima", "octaves a doubling", "over these widths", "over 8×")
+    headings = (
+        "|parametrisation",
+        "D",
+        "widths",
+        "optima",
+        "octaves a doubling",
+        "over these widths",
+        "over 8×",
+    )
     headings = (*headings, "cost at the widest", "|verdict")
+    if not found:
+        return None
     note = (
-        "Drift of the optimal rate, in octaves (log2), by a line through the optima of all widths, with its 90% "
-        f"interval; at most {words.number(found[0].allowed)} over 8x width counts as none. Cost: what the widest "
-        "loses at the narrowest's optimal rate. Yang et al. 2022 (arXiv 2203.03466), figure 1, find none under μP."
-    ) if found else ""
+        "Drift of the optimal rate, in octaves (log2), by a line through the optima of all widths, with its "
+        f"90% interval; at most {words.number(found[0].allowed)} over 8x width counts as none. Cost: what the "
+        "widest loses at the narrowest's optimal rate. Yang et al. 2022 (arXiv 2203.03466), figure 1, find none "
+        "under μP."
+    )
     return tables.table("Drift of the optimal rate with the width", headings, map(_drift, found), note)
 
 
