@@ -30,7 +30,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the measuring process found. startup_seconds: from its start until torch computed."""
+    """What the measuring process found. startup_seconds: until a forked worker can make its first update."""
 
     startup_seconds: float
     device: str
