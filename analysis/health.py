@@ -52,19 +52,19 @@ Assumption."""
 
 RISEN_WITH_IT = 3.0
 """Standard deviations of the loss at or after a spike of the gradient's norm. Assumption: of 21 healthy runs
-of small decoders 8 had spikes of the norm, up to 27 standard deviations high, that their loss did not notice."""
+of small decoders 8 had spikes of the norm, up to 27 standard deviations high, that their loss did not show."""
 
 NEIGHBOURS = 0.6745 * math.sqrt(2)
 """Median |difference| of two normal values in units of their standard deviation."""
 
 THROWN_BACK, THROWN_BACK_NOISE = 0.02, 4.0
 """log of the training loss at the end over the lowest before it, both over a tenth of the run;
-and in standard deviations of such a difference, by how far lines differ from their neighbours. Assumption; in 21
-healthy runs of small decoders the loss ended up to 0.019 and 1.4 of these above its lowest."""
+and in standard deviations of such a difference, by how far lines differ from their neighbours. Assumption;
+in 21 healthy runs of small decoders the loss ended up to 0.019 and 1.4 of these above its lowest."""
 
 CRITICAL_AT_1, CRITICAL_POWER = 2.1e8, 4.8
-"""B_crit = 2.1e8 tokens · L^-4.8, L in nats a token of WebText2: Kaplan et al. 2020 (arXiv 2001.08361),
-figure 10."""
+"""B_crit = 2.1e8 tokens · L^-4.8, L in nats a token of WebText2: Kaplan et al. 2020 (arXiv
+2001.08361), figure 10."""
 
 WEBTEXT_BYTES = 96e9 / 2.29e10
 """Bytes in a token of WebText2: the same, section 2.3."""

@@ -325,8 +325,8 @@ def lines(study: RateStudy) -> tuple[str, ...]:
         for curve in study.curves
     ]
     of_drifts = [
-        f"{drift.param or 'rates'}, widths {drift.widths[0]:g} to {drift.widths[1]:g}: {drift.says}; the widest "
-        f"loses {drift.cost_pct:.2g}% at the narrowest's optimal rate"
+        f"{drift.param or 'rates'}, widths {drift.widths[0]:g} to {drift.widths[1]:g}: {drift.says}; "
+        f"the widest loses {drift.cost_pct:.2g}% at the narrowest's optimal rate"
         for drift in study.drifts
     ]
     return (*of_shapes, *of_drifts)
