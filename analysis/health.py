@@ -52,7 +52,7 @@ Assumption."""
 
 RISEN_WITH_IT = 3.0
 """Standard deviations of the loss at or after a spike of the gradient's norm. Assumption: of 21 healthy runs
-of small decoders 8 had spikes of the norm, up to 27 standard deviations high, that their loss did not show."""
+of small decoders 8 had spikes of the norm, up to 27 standard deviations high, that the loss did not show."""
 
 NEIGHBOURS = 0.6745 * math.sqrt(2)
 """Median |difference| of two normal values in units of their standard deviation."""

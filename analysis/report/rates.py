@@ -149,9 +149,9 @@ def drifts(analysis: Analysis) -> tables.Table | None:
         return None
     note = (
         "Drift of the optimal rate, in octaves (log2), by a line through the optima of all widths, with "
-        f"its 90% interval; at most {words.number(found[0].allowed)} over 8x width counts as none. Cost: what "
-        "the widest loses at the narrowest's optimal rate. Yang et al. 2022 (arXiv 2203.03466), figure 1, find "
-        "none under μP."
+        f"its 90% interval; at most {words.number(found[0].allowed)} over 8x width counts as none. "
+        "Cost: what the widest loses at the narrowest's optimal rate. "
+        "Yang et al. 2022 (arXiv 2203.03466), figure 1, find none under μP."
     )
     return tables.table("Drift of the optimal rate with the width", headings, map(_drift, found), note)
 
