@@ -442,7 +442,7 @@ class RateCurve:
     param: the parametrisation; width: d_model; either "" or None where the table has none.
     rates, loss, seeds: the rates that finished, by increasing rate, the geometric mean of their losses
         and how many runs it is of; arrays [rate]. failed: rates at which no run finished.
-    bracketed: rates on both sides of the best finished, and the parabola opens upwards. Where it does
+    bracketed: rates on both sides of the best and of the parabola's minimum finished. Where they did
         not, `optimum` (log2 of the best rate) and `penalty_pct` (of the loss, for a rate that is an octave
         off, by the parabola) are None, and `reason` says why.
     optimum.se, lo and hi are NaN where nothing tells how far chance moves a loss.

@@ -127,6 +127,14 @@ def test_a_best_rate_at_the_edge_is_not_bracketed_and_has_no_optimum():
     )
 
 
+def test_a_best_rate_by_chance_on_a_curve_that_only_falls_is_not_bracketed():
+    losses = dict(zip((-2, -1, 0, 1, 2), (1.5001, 1.5, 1.7, 1.8, 1.9), strict=True))
+    rows = [row(64, octave, loss=loss) for octave, loss in losses.items()]
+    (curve,) = study_rates(rows).curves
+    assert curve.best == OWN / 2 and curve.optimum is None
+    assert curve.reason == "the parabola has its minimum beyond the rates tried: the best one is by chance"
+
+
 def test_rates_that_diverged_are_told_and_bound_nothing():
     rows = [
         dataclasses.replace(r, status="diverged", loss=None, tokens=3e5)
