@@ -21,7 +21,7 @@ FEWEST_RATES = 3
 WINDOW, FOCUS = 2.5, 1.0
 """Octaves around the best rate that the parabola is fitted to, and the standard deviation, in octaves, of the
 normal weights by which nearer rates count more. Further out curves of loss against rate rise faster than any
-parabola, most on the side of high rates; with 0.3 and 0.6% noise on such a curve at five rates an octave apart
+parabola, most on the side of high rates; with 0.3 and 0.6% noise on such a curve of rates an octave apart
 these weights missed the optimum by 0.09 and 0.12 octaves, the three nearest rates alone by 0.13 and 0.23."""
 
 ALLOWED = 0.5
@@ -204,7 +204,7 @@ def _unbracketed(x: np.ndarray, best: int, failed: Sequence[float], c1: float, c
             return "the losses around the best rate bend downwards: they are noise"
         inside = x[0] < x[best] - c1 / (2 * c2) < x[-1]
         return (
-            "" if inside else "the parabola has its minimum beyond the rates tried: the best one is by chance"
+            "" if inside else "the parabola has its minimum beyond the rates tried: the best is by chance"
         )
     side, sign = ("lowest", -1) if best == 0 else ("highest", 1)
     beyond = [rate for rate in failed if sign * (math.log2(rate) - x[best]) > 0]

@@ -132,7 +132,7 @@ def test_a_best_rate_by_chance_on_a_curve_that_only_falls_is_not_bracketed():
     rows = [row(64, octave, loss=loss) for octave, loss in losses.items()]
     (curve,) = study_rates(rows).curves
     assert curve.best == OWN / 2 and curve.optimum is None
-    assert curve.reason == "the parabola has its minimum beyond the rates tried: the best one is by chance"
+    assert curve.reason == "the parabola has its minimum beyond the rates tried: the best is by chance"
 
 
 def test_rates_that_diverged_are_told_and_bound_nothing():
