@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import sweep as analysis
+from analysis.rates import lines
 from analysis.report import write_report
 from analysis.values import Prediction, Target
 from models.count import count_parameters
@@ -334,6 +335,10 @@ def write_analysis(sweep: Sweep, out) -> Path | None:
     except ValueError as error:
         out.print(f"no fit, no report: {error}")
         return None
+    if not found.fits:
+        out.print("; ".join(found.reasons), markup=False)
+    for line in lines(found.rates) if found.rates else ():
+        out.print(line, markup=False)
     for prediction in found.predictions:
         measured = prediction.measured
         said = (
@@ -378,7 +383,7 @@ def extend(sweep: Sweep, out) -> bool:
         try:
             plan(extension.cells, sweep.corpus)
         except ConfigError as error:
-            sweep.notes.append(f"budget {extension.budget:.3g} stays unbracketed: {error}")
+            sweep.notes.append(f"{extension.message}, which cannot be: {error}")
             out.print(sweep.notes[-1])
             continue
         new += extension.cells

@@ -52,6 +52,8 @@ class ScaleConfig:
     ladder_tokens: float
     ladder_target_flops: float
     ladder_target_params: float
+    lr_widths: list[int]
+    lr_tokens: float
     max_hours: float
 
 
@@ -187,6 +189,25 @@ class ProductGrid:
 
 
 @dataclass(frozen=True)
+class LrGrid:
+    """Rate x width at one token count; see sweep/plan/lr_grid.py."""
+
+    kind: str
+    widths: list[int]  # d_model
+    param: list[str]  # the parametrisations to compare
+    rates: int  # of each width, around the recipe's own
+    octaves: float  # between neighbouring rates
+    tokens: float
+    extensions: int  # how many more rates a width may get to bracket its best
+    seeds: int  # runs of every cell
+
+    @property
+    def target(self) -> TargetConfig:
+        """It has none."""
+        return TargetConfig(flops=None, params=None)
+
+
+@dataclass(frozen=True)
 class ExecutorConfig:
     kind: str  # local
     slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU
@@ -204,7 +225,7 @@ class LoggerConfig:
     project: str = "scaling-sweep"
 
 
-GRIDS = {"isoflop": IsoflopGrid, "ladder": LadderGrid, "product": ProductGrid}
+GRIDS = {"isoflop": IsoflopGrid, "ladder": LadderGrid, "product": ProductGrid, "lr": LrGrid}
 DATA = {"stdlib": StdlibData, "text": TextData, "hf": HfData, "synthetic": SyntheticData}
 TOKENIZERS = {
     "bytes": {"kind"},
@@ -304,9 +325,10 @@ def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> typ
     return variants[kind]
 
 
+PARAMETRISATIONS = ("mup", "sp")
 CHOICES = {
     "model.activation": ("swiglu", "geglu", "relu2", "gelu"),
-    "param": ("mup", "sp"),
+    "param": PARAMETRISATIONS,
     "tokenizer.kind": tuple(TOKENIZERS),
     "schedule.kind": ("wsd", "cosine"),
     "optim.follows": ("run", "size"),
@@ -319,8 +341,8 @@ POSITIVE = (
     "tokenizer.vocab_size optim.lr optim.base_width optim.lr_at_tokens optim.batch_tokens optim.batch_at_tokens "
     "optim.micro_batch_tokens optim.eps optim.weight_decay_timescale optim.clip optim.tokens_per_param grid.budgets grid.sizes "
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
-    "grid.params grid.flops grid.target.flops grid.target.params executor.slots executor.per_device "
-    "executor.checkpoint_seconds executor.log_every"
+    "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "
+    "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every"
 ).split()
 NOT_NEGATIVE = "seed grid.extensions executor.retries executor.evaluations".split()
 FRACTIONS = (
@@ -379,11 +401,24 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             f"data.eval_tokens: {config.data.eval_tokens} is not two or more whole sequences of model.seq_len="
             f"{config.model.seq_len}; use {whole}, say"
         )
-    for key in ("grid.budgets", "grid.sizes"):
+    for key in ("grid.budgets", "grid.sizes", "grid.widths", "grid.param"):
         if lookup(config, key) == []:
             wrong.append(f"{key}: an empty list; give one value or more")
     if config.grid.kind == "isoflop" and not config.grid.size_ratio > 1:
         wrong.append(f"grid.size_ratio: {config.grid.size_ratio} is not above 1")
+    if config.grid.kind == "lr":
+        if config.optim.follows == "size":
+            wrong.append(
+                "optim.follows: size gives each width its own batch and rate, and grid=lr holds them; say "
+                "schedule=independent optim.follows=run"
+            )
+        for key, values in (("grid.widths", config.grid.widths), ("grid.param", config.grid.param)):
+            if len(set(values)) < len(values):
+                wrong.append(f"{key}: {values} has one twice")
+        for param in set(config.grid.param) - set(PARAMETRISATIONS):
+            wrong.append(f"grid.param: {param!r} is none of {', '.join(PARAMETRISATIONS)}")
+        if config.grid.rates < 3:
+            wrong.append(f"grid.rates: {config.grid.rates} cannot bracket an optimum; give 3 or more")
     if config.grid.kind == "ladder" and config.grid.target.flops and not config.grid.target.params:
         wrong.append("grid.target.params: a ladder has one token count, so it cannot choose the target's size; give it")
     return wrong
