@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
 from sweep.execute.progress import progress_for
 from sweep.files import SweepFolder
-from sweep.hardware import Hardware, find_hardware
+from sweep.hardware import Hardware, find_hardware, has_muon
 from sweep.plan.cost import Cost, least_bytes, makespan, run_cost, shapes_to_measure
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
-from sweep.plan.plan import Corpus, micro_batch_sequences, plan
+from sweep.plan.plan import Corpus, micro_batch_sequences, notes, plan
 from sweep.plan.schema import ConfigError, SweepConfig
 from sweep.plan.spec import PlannedRun
 from sweep.tables import console, plan_table
@@ -139,7 +140,10 @@ def run(config: SweepConfig) -> int:
     sweep = Sweep(config, folder, hardware, _corpus(facts, vocab_size))
     sweep.add(first)
     target_runs = plan([provisional], sweep.corpus) if provisional else []
+    check_optimizer(sweep.runs)
     check_memory([*sweep.runs, *target_runs], hardware)
+    for note in notes(wanted):
+        out.print(note, markup=False)
     show_cost(sweep, target_runs, out)
     if config.plan_only:
         out.print("plan_only=true: nothing was launched.")
@@ -231,6 +235,15 @@ def check_corpus(folder: SweepFolder, facts: CorpusFacts) -> None:
             f"out={folder.path}: its runs were trained on corpus {before[:12]}, and the data now have fingerprint "
             f"{facts.fingerprint[:12]} (other files, another Python's library, or another tokenizer). "
             "Give another name= or out=, or restore the data. Nothing was launched."
+        )
+
+
+def check_optimizer(runs: Sequence[PlannedRun]) -> None:
+    """Raise Refused for runs that want Muon where the installed torch has none."""
+    if any(run.spec.optim.kind == "muon" for run in runs) and not has_muon():
+        raise Refused(
+            f"optim=muon wants torch 2.9 or later; installed is {metadata.version('torch')}. Upgrade torch, or say "
+            "optim=adamw. Nothing was launched."
         )
 
 

@@ -94,7 +94,7 @@ def test_tensors_are_drawn_as_their_rule_says(param):
 
 
 def test_an_unknown_parametrisation_is_refused():
-    with pytest.raises(ValueError, match="param='ntk' is none of mup, sp"):
+    with pytest.raises(ValueError, match="param='ntk' is none of mup, completep, sp"):
         initialised(decoder_shape(32), "ntk")
 
 

@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sweep.files import RunFolder
+from sweep.train.optimizer import MuonAndAdamW
+
+Optimizer = torch.optim.Optimizer | MuonAndAdamW
 
 
 @dataclass
@@ -25,7 +28,7 @@ class TrainingState:
 
 
 def save_checkpoint(
-    folder: RunFolder, run_id: str, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, state: TrainingState, model: nn.Module, optimizer: Optimizer
 ) -> None:
     """Replace the run's checkpoint. Raises OSError (a full disk) with the old one intact."""
     content = {
@@ -51,7 +54,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: RunFolder, run_id: str, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer
 ) -> TrainingState | None:
     """Restore model and optimizer in place; None where the run has no checkpoint yet.
 
