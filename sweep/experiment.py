@@ -155,6 +155,7 @@ def run(config: SweepConfig) -> int:
             sweep.add(first)
         check_corpus(folder, facts)
         sweep.data_folder, sweep.facts = facts.folder, dataclasses.asdict(facts)
+        sweep.notes += notes(wanted)
         return train_and_analyse(sweep, out)
 
 

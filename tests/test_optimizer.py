@@ -146,8 +146,8 @@ def test_a_resumed_run_with_muon_is_the_undisturbed_one_bit_for_bit(tiny_spec, e
     assert isinstance(learner.optimizer, MuonAndAdamW)
     assert load_checkpoint(folder, spec.run_id, learner.model, learner.optimizer).step == stop_after
     assert train(spec, execution, folder, never).loss == expected.loss
-    whole, again = ((tmp_path / name / "checkpoint" / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
-    assert whole == again
+    weights = [tmp_path / name / "checkpoint" / "model.safetensors" for name in ("whole", "stopped")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_a_run_with_muon_learns(tiny_spec, execution, tmp_path):

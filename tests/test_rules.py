@@ -57,16 +57,24 @@ def test_sqrt_doubles_the_batch_and_raises_the_rate_by_its_root_at_four_times_th
     assert fourfold.lr == pytest.approx(math.sqrt(2) * optim.lr)
 
 
-def test_porian_s_and_olmo_s_at_the_size_they_start_from_and_eight_times_it(compose):
+def test_olmo_s_at_the_size_they_start_from_and_eight_times_it(compose):
     # OLMo-core, model_ladder: round(2048 * 160 * (N / 108e6)**(2/3)); 0.0047 * (N / 108e6)**(-1/3), half of it
     optim = compose(*CPU, "optim.rule=olmo", "param=sp").optim
     at, larger = recipe(optim, 108e6, 1e9), recipe(optim, 8 * 108e6, 1e9)
     assert (at.batch_tokens, at.lr, at.beta2) == pytest.approx((327_680, 0.00235, 0.99))
     assert (larger.batch_tokens, larger.lr, larger.beta2) == pytest.approx((4 * 327_680, 0.00235 / 2, 0.95))
     assert (at.warmup_tokens, at.weight_decay) == (108e6, 0.1)
-    theirs = recipe(compose(*CPU, "optim.rule=porian", "param=sp").optim, 108e6, 1e9)
-    assert (theirs.batch_tokens, theirs.lr) == pytest.approx((327_680, 0.0047))
-    assert (theirs.warmup_tokens, theirs.weight_decay) == (108e6, None)
+
+
+@pytest.mark.parametrize(
+    "params, sequences, lr",  # params_bs_map and params_lr_map in make_paper.ipynb of Porian et al.'s repository
+    [(5_173_248, 20, 1.3e-2), (28_672_000, 64, 7.4e-3), (108_462_080, 160, 4.7e-3), (901_726_208, 640, 2.4e-3)],
+)
+def test_porian_s_are_those_that_they_trained_with(compose, params, sequences, lr):
+    found = recipe(compose(*CPU, "optim.rule=porian", "param=sp").optim, params, 1e9)
+    assert found.batch_tokens / 2048 == pytest.approx(sequences, rel=0.06)  # theirs are multiples of 4 and more
+    assert found.lr == pytest.approx(lr, rel=0.04)  # to two figures
+    assert (found.warmup_tokens, found.weight_decay) == (params, None)
 
 
 def test_the_step_law_s_at_a_billion_parameters_and_a_hundred_billion_tokens(compose):

@@ -82,7 +82,8 @@ def _as_configured(optim: OptimConfig, lr: float, batch_tokens: float) -> Recipe
 
 PORIAN_PARAMS, PORIAN_BATCH, PORIAN_LR = 108e6, 160 * 2048, 0.0047
 """Porian et al. 2024 (arXiv 2406.19146): 160 sequences of 2,048 tokens and a rate of 0.0047 at 108M
-parameters, read in OLMo-core's model ladder, which cites them for it."""
+parameters; the powers of N are OLMo-core's, whose model ladder cites them, and agree with the values
+in their repository from 5M to 902M parameters (tests/test_rules.py)."""
 LARGE_BATCH = 256 * 2048
 """Tokens from which OLMo-core's ladder uses beta2 = 0.95, and 0.99 below: Porian et al. found that small
 batches want the larger one. That theirs changes at this very batch is an assumption."""
@@ -106,7 +107,7 @@ def olmo(optim: OptimConfig, params: float, tokens: float) -> Recipe:
 
 def steplaw(optim: OptimConfig, params: float, tokens: float) -> Recipe:
     """rate = 1.79 · N^-0.713 · D^0.307, batch = 0.58 · D^0.571 tokens (Li et al. 2025, arXiv
-    2503.04715, equation 1; N non-embedding). Found with a schedule that ends at a fixed rate of 1e-5;
+    2503.04715; N non-embedding). Found with a schedule that ends at a fixed rate of 1e-5;
     its constants are disputed. Betas, warmup and decay as configured."""
     return _as_configured(optim, 1.79 * params**-0.713 * tokens**0.307, 0.58 * tokens**0.571)
 
@@ -114,7 +115,7 @@ def steplaw(optim: OptimConfig, params: float, tokens: float) -> Recipe:
 Rule = Callable[[OptimConfig, float, float], Recipe]
 RULES: dict[str, Rule] = {rule.__name__: rule for rule in (power, constant, sqrt, olmo, porian, steplaw)}
 
-PORIAN_RANGE = (5e6, 9.01e8)  # the models trained for it: Porian et al. 2024, section 3
+PORIAN_RANGE = (5e6, 9.01e8)  # the models trained for it: Porian et al. 2024, their code's table
 RANGES = {
     "porian": Range(PORIAN_RANGE, None, "Porian et al. 2024 trained 5M to 901M parameters"),
     "olmo": Range((6e7, 1.3e10), None, "OLMo-core's ladder has sizes from 60M to 13B parameters"),
