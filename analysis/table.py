@@ -34,15 +34,18 @@ ALIASES = {
 }
 """Names a column is known by where the user names none, the first that is there."""
 
-HOLDOUT_WORDS = {
-    "holdout": True,
-    "1": True,
-    "true": True,
-    "fit": False,
-    "0": False,
-    "false": False,
-    "": False,
+ROLES = {
+    "holdout": "holdout",
+    "1": "holdout",
+    "true": "holdout",
+    "fit": "fit",
+    "0": "fit",
+    "false": "fit",
+    "": "fit",
+    "trunk": "trunk",
 }
+"""What stands in a role column, and the role it means. A trunk is what other runs branch off: its rate
+never comes down, so it is in no fit."""
 
 DIGITS = 6
 """Significant digits of a loss from which two runs of one N and D that share them are one run. Assumption:
@@ -119,6 +122,9 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
     seen: dict[tuple, str] = {}
     for i in range(len(records)):
         row = reader.row(i)
+        if row.role == "trunk":
+            rows.append(row)
+            continue
         if row.role == "holdout":
             rows.append(row)
             finished = row.status == "finished"
@@ -346,9 +352,10 @@ class _Reader:
 
     def row(self, i: int) -> RunRow:
         role_text = self.text(i, "role").lower()
-        if role_text not in HOLDOUT_WORDS:
-            raise self.error(i, "role", "'fit' or 'holdout' (or 0 or 1)")
-        holdout = HOLDOUT_WORDS[role_text]
+        if role_text not in ROLES:
+            raise self.error(i, "role", "'fit', 'holdout' or 'trunk' (or 0 or 1 for the first two)")
+        role = ROLES[role_text]
+        holdout = role == "holdout"
         params, tokens, flops = (self.positive(i, name) for name in ("params", "tokens", "flops"))
         if params is None:
             raise self.error(i, "params", "a finite number above 0")
@@ -357,7 +364,7 @@ class _Reader:
         return RunRow(
             run_id=self.ids[i],
             group=self.text(i, "group"),
-            role="holdout" if holdout else "fit",
+            role=role,
             status=self.text(i, "status") or "finished",
             params=params,
             tokens=flops / (6 * params) if tokens is None else tokens,
@@ -396,7 +403,7 @@ class _Reader:
         return self.text(i, "cluster") or size_cluster(self.number(i, "params"))
 
     def digest(self) -> str:
-        fitted = [i for i in range(len(self.records)) if not HOLDOUT_WORDS[self.text(i, "role").lower()]]
+        fitted = [i for i in range(len(self.records)) if ROLES[self.text(i, "role").lower()] == "fit"]
         content = sorted([self.ids[i], self.text(i, "status"), self.text(i, "loss")] for i in fitted)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -406,6 +413,11 @@ class _Reader:
             notes.append("The table gives no FLOPs: they are taken as 6·N·D.")
         if "tokens" not in self.found:
             notes.append("The table gives no tokens: they are taken as C/(6·N).")
+        trunks = sum(self.text(i, "role").lower() == "trunk" for i in range(len(self.records)))
+        if trunks:
+            notes.append(
+                f"{trunks} rows are trunks that other runs branch off: their rate never came down, so they are in no fit."
+            )
         return tuple(notes)
 
 

@@ -27,6 +27,12 @@ def times_largest(factor: float, values: list[float]) -> float:
     return factor * max(values)
 
 
+def follows(trunk: bool) -> str:
+    """Resolver: what rate and batch follow, a run's own token count or, where runs share trunks, its size's."""
+    return "size" if trunk else "run"
+
+
+OmegaConf.register_new_resolver("follows", follows, replace=True)
 OmegaConf.register_new_resolver("at_scale", at_scale, replace=True)
 OmegaConf.register_new_resolver("times_largest", times_largest, replace=True)
 

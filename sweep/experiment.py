@@ -29,11 +29,13 @@ from sweep.execute.mirror import Mirror
 from sweep.execute.progress import progress_for
 from sweep.files import SweepFolder
 from sweep.hardware import Hardware, find_hardware, has_muon
-from sweep.plan.cost import Cost, least_bytes, makespan, run_cost, shapes_to_measure
+from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
+from sweep.plan.order import makespan, parent_id
 from sweep.plan.plan import Corpus, micro_batch_sequences, notes, plan
 from sweep.plan.schema import ConfigError, SweepConfig
 from sweep.plan.spec import PlannedRun
+from sweep.plan.trunks import Shared, own_flops, share, whole_flops
 from sweep.tables import console, plan_table
 from sweep.units import duration, memory, quantity
 
@@ -47,7 +49,8 @@ class Refused(Exception):
 
 @dataclass
 class Sweep:
-    """One sweep as it grows: its configuration, where it lies, and the cells so far with their runs."""
+    """One sweep as it grows: its configuration, where it lies, and the cells so far with their runs, in
+    `planned.runs` in the same order, and the trunks of those."""
 
     config: SweepConfig
     folder: SweepFolder
@@ -55,16 +58,20 @@ class Sweep:
     corpus: Corpus
     data_folder: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
-    cells: list[Cell] = field(default_factory=list)
-    runs: list[PlannedRun] = field(default_factory=list)
+    cells: tuple[Cell, ...] = ()
+    planned: Shared = Shared((), ())
     notes: list[str] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     def add(self, new: Sequence[Cell]) -> None:
         """Plan further cells. Raises ConfigError, with nothing changed, where one can't be."""
-        runs = plan(new, self.corpus)
-        self.cells += new
-        self.runs += runs
+        cells = (*self.cells, *new)
+        self.planned = planned_runs(self.config, cells, self.corpus)
+        self.cells = cells
+
+    @property
+    def runs(self) -> list[PlannedRun]:
+        return [*self.planned.trunks, *self.planned.runs]
 
     def write(self) -> None:
         provenance.write_plan(self.folder, self.config, self.facts, self.runs, self.notes)
@@ -113,7 +120,14 @@ class Sweep:
             "evaluations": executor.evaluations,
             "checkpoint_seconds": executor.checkpoint_seconds,
             "compile": executor.compile,
+            "parent": parent_id(planned),
         }
+
+
+def planned_runs(config: SweepConfig, cells: Sequence[Cell], corpus: Corpus) -> Shared:
+    """The cells' runs, with the trunks that they share where schedule.trunk says so."""
+    runs = plan(cells, corpus)
+    return share(runs) if config.schedule.trunk else Shared((), tuple(runs))
 
 
 def run(config: SweepConfig) -> int:
@@ -139,7 +153,8 @@ def run(config: SweepConfig) -> int:
     facts = None if streamed else prepare_corpus(config, tokens_needed(wanted), out)
     sweep = Sweep(config, folder, hardware, _corpus(facts, vocab_size))
     sweep.add(first)
-    target_runs = plan([provisional], sweep.corpus) if provisional else []
+    targets = [provisional] if provisional else []
+    target_runs = planned_runs(config, [*sweep.cells, *targets], sweep.corpus).runs[len(first) :]
     check_optimizer(sweep.runs)
     check_memory([*sweep.runs, *target_runs], hardware)
     for note in notes(wanted):
@@ -261,6 +276,9 @@ def check_memory(runs: Sequence[PlannedRun], hardware: Hardware) -> None:
             )
 
 
+CHECKPOINTED = 3 / 4  # of BYTES_PER_PARAMETER: gradients are not kept
+
+
 def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
     """Measure, print the plan with its cost, and refuse what exceeds max_hours or the memory."""
     config, hardware = sweep.config, sweep.hardware
@@ -278,16 +296,23 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
             measured = measure(shapes, sweep.execution(largest))
         except MeasurementFailed as error:
             raise Refused(f"{error}\nNothing was launched.") from error
-        costs = {run.run_id: run_cost(run.spec, measured, config.executor.evaluations) for run in left}
+        costs = {run.run_id: run_cost(run, measured, config.executor.evaluations) for run in left}
     out.print(plan_table([*sweep.runs, *target], costs, done))
-    fit = [costs[run.run_id].seconds for run in sweep.runs if run.run_id in costs]
-    holdout = [costs[run.run_id].seconds for run in target if run.run_id in costs]
-    seconds = (makespan(fit, hardware.slots) if fit else 0.0) + sum(holdout)
+    each = {run_id: cost.seconds for run_id, cost in costs.items()}
+    seconds = makespan(sweep.runs, each, hardware.slots) + makespan(target, each, 1)
     bound = "at least" if any(cost.is_bound for cost in costs.values()) else "about"
+    trunks = f" on {len(sweep.planned.trunks)} trunk segments" if sweep.planned.trunks else ""
     out.print(
-        f"{len(sweep.runs)} runs to fit ({len(done)} done), {len(target)} to predict and check; "
-        f"{sum(run.spec.flops for run in [*sweep.runs, *target]):.2e} FLOPs; {bound} {duration(seconds)} from here"
+        f"{len(sweep.planned.runs)} runs to fit{trunks} ({len(done)} done), {len(target)} to predict and check; "
+        f"{own_flops([*sweep.runs, *target]):.2e} FLOPs; {bound} {duration(seconds)} from here"
     )
+    if trunks:
+        own, whole = own_flops(sweep.runs), whole_flops(sweep.runs)
+        kept = sum(least_bytes(run.spec) * CHECKPOINTED for run in sweep.planned.trunks)
+        out.print(
+            f"branching off trunks: {own:.2e} FLOPs instead of {whole:.2e} for independent runs ({own / whole:.0%}); "
+            f"the trunks' checkpoints take {memory(kept)} of disk"
+        )
     if target and config.grid.target.params is None:
         out.print("the target's size is provisional: the fit will choose it")
     if seconds > config.max_hours * 3600:
@@ -355,7 +380,8 @@ def train_grid(sweep: Sweep, mirror: Mirror, out) -> None:
 
 def extend(sweep: Sweep, out) -> bool:
     """Add the cells that bracket the budgets whose runs have all ended; whether there were any."""
-    ended = [(cell, sweep.outcomes.get(run.run_id)) for cell, run in zip(sweep.cells, sweep.runs, strict=True)]
+    cells_and_runs = zip(sweep.cells, sweep.planned.runs, strict=True)
+    ended = [(cell, sweep.outcomes.get(run.run_id)) for cell, run in cells_and_runs]
     open_groups = {cell.group for cell, outcome in ended if outcome is None}
     settled = [(cell, outcome.result.get("loss")) for cell, outcome in ended if outcome and cell.group not in open_groups]
     new: list[Cell] = []
@@ -382,8 +408,7 @@ def train_target(sweep: Sweep, mirror: Mirror, out) -> None:
     try:
         chosen = target.params or optimal_size(sweep, target.flops, out)
         cell = target_cell(config, sweep.corpus.vocab_size, chosen)
-        runs = plan([cell], sweep.corpus)
-        spec = runs[0].spec
+        spec = plan([cell], sweep.corpus)[0].spec
         params = count_parameters(spec.shape).non_embedding
         wanted = Target(params=float(params), tokens=float(spec.tokens), flops=spec.flops)
         prediction = analysis.write_prediction(sweep.folder.path, wanted)

@@ -15,6 +15,10 @@ class RunFolder:
 
     path: Path
 
+    def sibling(self, run_id: str) -> RunFolder:
+        """The folder of another run of the same sweep."""
+        return RunFolder(self.path.parent / run_id)
+
     @property
     def spec(self) -> Path:
         return self.path / "spec.json"

@@ -30,7 +30,14 @@ def write_plan(
         "corpus": corpus,
         "notes": list(notes),
         "runs": [
-            {"run_id": run.run_id, "group": run.group, "role": run.role, "spec": run.spec.to_json()} for run in runs
+            {
+                "run_id": run.run_id,
+                "group": run.group,
+                "role": run.role,
+                "parent": run.parent.run_id if run.parent else None,
+                "spec": run.spec.to_json(),
+            }
+            for run in runs
         ],
     }
     write_json(folder.plan, plan)

@@ -23,20 +23,22 @@ def console() -> Console:
 
 
 def plan_table(runs: Sequence[PlannedRun], costs: Mapping[str, Cost], done: frozenset[str]) -> Table:
-    """One row for each run: N (non-embedding), D, C, batch, rate, steps, and what it costs here."""
+    """One row for each run: N (non-embedding), D, C, the share of C that its trunk doesn't train for it,
+    batch, rate, steps, and what it costs here."""
     table = Table(title="plan", title_justify="left", caption_justify="left", box=None, header_style="bold")
-    for name in ("group", "N non-emb.", "D tokens", "D/N", "C FLOPs", "batch", "rate", "steps", "seconds", "memory", ""):
+    for name in ("group", "N non-emb.", "D tokens", "D/N", "C FLOPs", "own", "batch", "rate", "steps", "seconds", "memory", ""):
         table.add_column(name, justify="left" if name in ("group", "") else "right", no_wrap=True)
     for planned in runs[:MOST_ROWS]:
         spec, params = planned.spec, count_parameters(planned.spec.shape).non_embedding
         cost = costs.get(planned.run_id)
-        state = "done" if planned.run_id in done else planned.role if planned.role != "fit" else ""
+        state = "done" if planned.run_id in done else "" if planned.role in ("fit", planned.group) else planned.role
         table.add_row(
             planned.group,
             quantity(params),
             quantity(spec.tokens),
             f"{spec.tokens / params:.1f}",
             f"{spec.flops:.2e}",
+            f"{planned.own_share:.0%}",
             quantity(spec.batch_tokens),
             f"{spec.optim.lr:.2e}",
             f"{spec.steps:,}",

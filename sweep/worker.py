@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -21,14 +22,15 @@ EX_TEMPFAIL = 75  # sysexits.h
 LOCK_WAIT_SECONDS = 60.0  # assumption: an orphaned worker notices its parent's death well within this
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one run. Raises SystemExit with a usage line for anything but one folder."""
+def main(argv: list[str] | None = None, orphaned: Callable[[], bool] | None = None) -> int:
+    """Run one run. `orphaned` tells whether whoever started this process is gone; by default, whether its
+    parent is. Raises SystemExit with a usage line for anything but one folder."""
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1:
         raise SystemExit("usage: python -m sweep.worker RUN_DIR")
     folder = RunFolder(Path(arguments[0]))
     request = read_json(folder.spec)
-    stop = StopRequest()
+    stop = StopRequest(orphaned)
     lock = open(folder.lock, "w")
     if not _lock(lock, folder, stop):
         return EX_TEMPFAIL
@@ -55,7 +57,8 @@ def _run(folder: RunFolder, request: dict, stop: StopRequest) -> int:
         result = result_for(spec, "failed", 0, reason=reason, traceback=traceback.format_exc())
         traceback.print_exc()
     result.write(folder)
-    if result.status != "failed":  # a failure's cause may be mended, and the run go on from there
+    # a failure's cause may be mended, and the run go on from there; branches go on from a trunk's
+    if result.status == "diverged" or result.status == "finished" and not spec.is_trunk:
         discard_checkpoint(folder)
     return 0
 
@@ -63,8 +66,9 @@ def _run(folder: RunFolder, request: dict, stop: StopRequest) -> int:
 class StopRequest:
     """Callable: true once this process was told to stop or lost its parent."""
 
-    def __init__(self) -> None:
-        self.told, self.parent = False, os.getppid()
+    def __init__(self, orphaned: Callable[[], bool] | None = None) -> None:
+        parent = os.getppid()
+        self.told, self.orphaned = False, orphaned or (lambda: os.getppid() != parent)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._tell)
 
@@ -72,7 +76,7 @@ class StopRequest:
         self.told = True
 
     def __call__(self) -> bool:
-        return self.told or os.getppid() != self.parent
+        return self.told or self.orphaned()
 
 
 def _lock(file: TextIO, folder: RunFolder, stop: StopRequest) -> bool:

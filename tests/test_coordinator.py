@@ -19,6 +19,7 @@ from sweep.execute.interrupts import Interrupted
 from sweep.execute.lock import is_held
 from sweep.execute.progress import Progress
 from sweep.files import SweepFolder, read_json
+from sweep.plan.trunks import share
 
 
 class Recorder(Progress):
@@ -293,3 +294,70 @@ def test_a_plan_that_is_done_starts_nothing_and_restores_its_table(folder):
     outcomes = execute(folder, runs, Refusing(), acting("succeed"))
     assert [o.attempts for o in outcomes] == [0, 0, 0]
     assert folder.runs_csv.read_bytes() == table
+
+
+LENGTHS = (20, 40, 60)
+
+
+def trunk_and_branches():
+    """The segments of one trunk, shortest first, and their branches."""
+    shared = share([planned_run(steps=steps) for steps in LENGTHS])
+    return list(shared.trunks), list(shared.runs)
+
+
+def run_all(folder, runs, acts, **options):
+    """`acts`: what a run does, by id, where it doesn't succeed."""
+    settings = lambda planned: {"act": acts.get(planned.run_id, "succeed"), "seconds": 0.0}  # noqa: E731
+    return execute(folder, runs, local(2), settings, poll_seconds=0.01, **options)
+
+
+def test_no_run_starts_before_its_trunk_is_done(folder):
+    trunks, branches = trunk_and_branches()
+    settled = []
+
+    class Watch(Recorder):
+        def started(self, planned):
+            assert planned.parent is None or planned.parent.run_id in settled
+            super().started(planned)
+
+        def settled(self, planned, result):
+            settled.append(planned.run_id)
+            super().settled(planned, result)
+
+    watch = Watch()
+    outcomes = run_all(folder, [*branches, *trunks], {}, progress=watch)
+    assert {o.status for o in outcomes} == {"finished"} and len(settled) == len(watch.order) == 6
+    assert watch.order[0] == trunks[0].run_id
+    assert watch.tally.fraction == pytest.approx(1.0)
+    with open(folder.runs_csv, newline="") as file:
+        parents = {line["run_id"]: line["parent"] for line in csv.DictReader(file)}
+    assert parents == {r.run_id: r.parent.run_id if r.parent else "" for r in [*trunks, *branches]}
+
+
+@pytest.mark.parametrize(("act", "status"), [("fail", "failed"), ("diverge", "diverged"), ("always_die", "failed")])
+def test_what_branches_off_a_lost_trunk_is_lost_with_it_and_the_rest_goes_on(folder, act, status):
+    trunks, branches = trunk_and_branches()
+    outcomes = {o.run_id: o for o in run_all(folder, [*trunks, *branches], {trunks[1].run_id: act}, retries=0)}
+    lost = [trunks[1], trunks[2], branches[1], branches[2]]
+    assert {r.run_id for r in lost} == {run_id for run_id, o in outcomes.items() if o.status == status}
+    assert outcomes[branches[0].run_id].status == "finished"
+    for run in lost[1:]:
+        assert outcomes[run.run_id].attempts == 0
+        assert run.parent.run_id in outcomes[run.run_id].reason and status in outcomes[run.run_id].reason
+    assert sorted(statuses(folder)) == sorted(["finished"] * 2 + [status] * 4)
+
+
+def test_a_trunk_that_failed_is_tried_again_with_what_waited_for_it(folder):
+    trunks, branches = trunk_and_branches()
+    runs = [*trunks, *branches]
+    run_all(folder, runs, {trunks[0].run_id: "fail"})
+    outcomes = run_all(folder, runs, {})
+    assert {o.status for o in outcomes} == {"finished"}
+    assert [o.attempts for o in outcomes] == [1] * 6
+
+
+def test_a_longer_run_goes_on_from_the_trunk_that_is_there(folder):
+    trunks, branches = trunk_and_branches()
+    run_all(folder, [trunks[0], branches[0]], {})
+    outcomes = {o.run_id: o.attempts for o in run_all(folder, [*trunks, *branches], {})}
+    assert outcomes == {r.run_id: int(r not in (trunks[0], branches[0])) for r in [*trunks, *branches]}

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import pytest
 
 from models.config import DecoderShape
 from models.count import count_parameters, training_flops_per_token
-from sweep.plan.cost import Measurement, Timing, least_bytes, makespan, run_cost, shapes_to_measure
+from sweep.plan.cost import Measurement, Timing, least_bytes, run_cost, shapes_to_measure
 from sweep.plan.spec import PlannedRun
+from sweep.plan.trunks import TRUNK, trunk_of
 
 SPEED = 5e9  # FLOP/s of an imagined machine
 EVALUATION_SPEED = 2e10
@@ -47,13 +47,14 @@ def test_the_shapes_to_measure_span_the_plan(tiny_spec):
 
 
 def test_at_constant_throughput_a_run_takes_its_flops_over_it(tiny_spec):
-    planned = [run.spec for run in runs(tiny_spec, range(8, 88, 8))]
-    measured = measurement([planned[0], planned[4], planned[-1]])
-    for spec in planned:
+    planned = list(runs(tiny_spec, range(8, 88, 8)))
+    measured = measurement([planned[0].spec, planned[4].spec, planned[-1].spec])
+    for run in planned:
+        spec = run.spec
         per_token = training_flops_per_token(spec.shape)
         for evaluations in (0, 3):
             evaluating = (evaluations + 1) * spec.data.eval_tokens * per_token / EVALUATION_SPEED
-            cost = run_cost(spec, measured, evaluations)
+            cost = run_cost(run, measured, evaluations)
             assert cost.seconds == pytest.approx(3.0 + spec.flops / SPEED + evaluating, rel=1e-3)
 
 
@@ -61,7 +62,7 @@ def test_between_measured_shapes_throughput_lies_between_theirs_and_beyond_them_
     small, middle, large, larger = (run.spec for run in runs(tiny_spec, (16, 32, 64, 128)))
     slow, fast = timing(small, seconds_per_step=1.0), timing(large, seconds_per_step=1.0)
     measured = Measurement(0.0, "cpu", (slow, fast))
-    spent = {spec: run_cost(spec, measured, 0).seconds for spec in (small, middle, large, larger)}
+    spent = {spec: run_cost(PlannedRun(spec, ""), measured, 0).seconds for spec in (small, middle, large, larger)}
     assert spent[small] == pytest.approx(small.steps, rel=0.1)
     assert (
         1 <= spent[middle] / middle.steps < 1.5
@@ -73,27 +74,27 @@ def test_between_measured_shapes_throughput_lies_between_theirs_and_beyond_them_
 def test_a_run_never_needs_less_than_its_weights_gradients_and_moments(tiny_spec):
     (spec,) = (run.spec for run in runs(tiny_spec, (64,)))
     assert least_bytes(spec) == 16 * count_parameters(spec.shape).total
-    assert run_cost(spec, measurement([spec], peak_bytes=10), 0).peak_bytes == least_bytes(spec)
-    assert run_cost(spec, measurement([spec], peak_bytes=10**9), 0).peak_bytes == pytest.approx(1e9)
+    assert run_cost(PlannedRun(spec, ""), measurement([spec], peak_bytes=10), 0).peak_bytes == least_bytes(spec)
+    assert run_cost(PlannedRun(spec, ""), measurement([spec], peak_bytes=10**9), 0).peak_bytes == pytest.approx(1e9)
 
 
 def test_an_estimate_from_a_bound_says_so(tiny_spec):
     specs = [run.spec for run in runs(tiny_spec, (16, 32))]
     measured = measurement(specs)
-    assert not run_cost(specs[0], measured, 0).is_bound
+    assert not run_cost(PlannedRun(specs[0], ""), measured, 0).is_bound
     bound = replace(measured, timings=(measured.timings[0], replace(measured.timings[1], is_bound=True)))
-    assert run_cost(specs[1], bound, 0).is_bound
+    assert run_cost(PlannedRun(specs[1], ""), bound, 0).is_bound
 
 
-def test_makespan_is_between_the_optimum_s_bounds():
-    seconds = [7.0, 5.0, 4.0, 3.0, 3.0, 2.0]
-    assert makespan(seconds, 1) == sum(seconds)
-    assert makespan(seconds, 6) == makespan(seconds, 60) == 7.0
-    for slots in (2, 3, 4):
-        best = min(
-            max(sum(s for s, place in zip(seconds, places) if place == slot) for slot in range(slots))
-            for places in itertools.product(range(slots), repeat=len(seconds))
-        )
-        assert best <= makespan(seconds, slots) <= (4 / 3 - 1 / (3 * slots)) * best  # Graham 1969, theorem 2
-        assert makespan(seconds[::-1], slots) == makespan(seconds, slots)
-    assert makespan([], 2) == 0.0
+def test_a_branch_costs_what_its_trunk_leaves_and_a_trunk_no_evaluation(tiny_spec):
+    (whole,) = runs(tiny_spec, (32,))
+    trunk = trunk_of(whole.spec)
+    measured = measurement([whole.spec], startup=0.0)
+    evaluation = whole.spec.data.eval_tokens * training_flops_per_token(whole.spec.shape) / EVALUATION_SPEED
+    alone, before, after = (
+        run_cost(run, measured, 0).seconds
+        for run in (whole, PlannedRun(trunk, TRUNK, TRUNK), replace(whole, parent=trunk))
+    )
+    assert before == pytest.approx(trunk.flops / SPEED)
+    assert after == pytest.approx((whole.spec.flops - trunk.flops) / SPEED + evaluation)
+    assert before + after == pytest.approx(alone)

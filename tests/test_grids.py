@@ -51,8 +51,10 @@ def test_sizes_are_evenly_spaced_in_log_n_around_the_expected_optimum(compose):
         assert len(sizes) == 6
         # widths come in steps, so sizes are as asked but for the rounding to the nearest member
         rounding = 2 * config.model.width_step / 100
-        assert np.diff(sizes) == pytest.approx(math.log(config.grid.size_ratio), abs=rounding)
-        assert sizes.mean() == pytest.approx(math.log(optimum), abs=rounding)
+        ratio = math.log(config.grid.size_ratio)
+        assert np.diff(sizes) == pytest.approx(ratio, abs=rounding)
+        assert abs(sizes.mean() - math.log(optimum)) <= ratio / 2 + rounding
+        assert (sizes - math.log(1e6)) / ratio == pytest.approx(np.round((sizes - math.log(1e6)) / ratio), abs=0.15)
 
 
 def test_sizes_that_are_given_are_taken_for_every_budget(compose):

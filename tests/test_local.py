@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 from execution_helpers import FAKE_WORKER, alive, planned_run, wait_for
 
 from sweep.execute import local as module
-from sweep.execute.executor import Ended, SubmitError
+from sweep.execute.executor import CHECKPOINTED, Ended, SubmitError
 from sweep import hardware
-from sweep.execute.local import LocalExecutor, parse_gpu_listing, slot_environments
+from sweep.execute.local import SOURCE_ROOT, LocalExecutor, parse_gpu_listing, slot_environments
 from sweep.hardware import usable_cores
 from sweep.execute.local import visible_gpus
-from sweep.files import SweepFolder, write_json
+from sweep.execute.metrics import last_step
+from sweep.files import SweepFolder, read_json, write_json
 
 SLEEPER = ("sh", "-c", "sleep 60")
 
@@ -136,3 +139,67 @@ def test_an_end_is_told_in_words():
     assert [str(end) for end in ends] == [
         "exit status 3", "killed by SIGKILL", "killed by signal 200", "node lost", "ended in an unknown way",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def real_run(tmp_path, corpus, tiny_spec):
+    """The folder of a run that trains for real, its spec written."""
+    spec = tiny_spec(steps=2000)
+    folder = SweepFolder(tmp_path).run(spec.run_id)
+    execution = {
+        "device": "cpu", "threads": 1, "data_folder": str(corpus), "micro_batch_sequences": 8, "log_every": 1,
+        "evaluations": 0, "checkpoint_seconds": 60, "compile": False,
+    }  # fmt: skip
+    write_json(folder.spec, {"run_id": spec.run_id, "spec": spec.to_json(), "execution": execution})
+    return folder
+
+
+def test_a_forked_worker_trains_in_its_own_session_and_stops_at_a_checkpoint_when_told(real_run):
+    job = LocalExecutor("cpu", slots=1).submit(real_run)
+    wait_for(lambda: last_step(real_run.metrics) > 3)
+    assert os.getsid(job.pid) == job.pid != os.getsid(0)
+    job.cancel()
+    wait_for(lambda: job.poll() is not None)
+    assert job.poll() == Ended(CHECKPOINTED)
+    assert (real_run.checkpoint / "state.pt").exists() and not real_run.result.exists()
+    job.cancel()  # after the end: nothing to do, and no error
+    job.kill()
+
+
+def test_a_forked_worker_that_is_killed_says_by_what(real_run):
+    job = LocalExecutor("cpu", slots=1).submit(real_run)
+    wait_for(lambda: last_step(real_run.metrics) > 3)
+    job.kill()
+    wait_for(lambda: job.poll() is not None)
+    assert str(job.poll()) == "killed by SIGKILL"
+
+
+def test_a_forked_worker_and_a_spawned_one_come_to_the_same(tmp_path, real_run, tiny_spec):
+    spec, request = tiny_spec(), read_json(real_run.spec)
+    results = []
+    for name, command in (("forked", None), ("spawned", (sys.executable, "-m", "sweep.worker"))):
+        folder = SweepFolder(tmp_path / name).run(spec.run_id)
+        write_json(folder.spec, {**request, "run_id": spec.run_id, "spec": spec.to_json()})
+        job = LocalExecutor("cpu", slots=1, worker_command=command).submit(folder)
+        wait_for(lambda: job.poll() is not None)
+        assert job.poll() == Ended(0), folder.log.read_text()
+        results.append(read_json(folder.result))
+    assert results[0]["status"] == "finished"
+    assert all(results[0][name] == results[1][name] for name in ("loss", "loss_se", "bits_per_byte", "flops"))
+
+
+def test_a_forked_worker_outlives_its_coordinator_by_no_more_than_a_checkpoint(real_run):
+    """Also one whose coordinator died before it had begun."""
+    source = (
+        "import os, sys\nfrom pathlib import Path\nfrom sweep.execute.local import LocalExecutor\n"
+        "from sweep.files import RunFolder\n"
+        "job = LocalExecutor('cpu', slots=1).submit(RunFolder(Path(sys.argv[1])))\n"
+        "print(job.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT)}
+    coordinator = subprocess.run(
+        [sys.executable, "-c", source, str(real_run.path)], capture_output=True, text=True, env=environment
+    )
+    assert coordinator.returncode == -9
+    wait_for(lambda: not alive(int(coordinator.stdout)))
+    assert last_step(real_run.metrics) < 1000 and not real_run.result.exists()

@@ -129,7 +129,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(corpus, undisturbed,
     """SIGKILL to the coordinator, to workers, or to both, at seeded random moments."""
     reference, cache, _ = undisturbed
     out = tmp_path / "killed"
-    draw = random.Random(7)
+    draw, killed = random.Random(7), 0
     for _ in range(4):
         process = subprocess.Popen(
             command(corpus, cache, out, "executor.checkpoint_seconds=0.2"),
@@ -144,6 +144,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(corpus, undisturbed,
         victims = workers(out)
         if victims and draw.random() < 0.7:
             os.kill(draw.choice(victims), signal.SIGKILL)
+            killed += 1
         if draw.random() < 0.7:
             process.kill()
         else:
@@ -151,14 +152,46 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(corpus, undisturbed,
         process.wait(60)
     ended = sweep(corpus, cache, out, "executor.checkpoint_seconds=0.2")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert rows(out) == rows(reference)
+    assert killed and rows(out) == rows(reference)
+
+
+def test_branches_are_the_runs_that_were_never_branched(corpus, undisturbed, tmp_path):
+    """The whole sweep without trunks, each run by itself from its first update, has the same rows."""
+    reference, cache, _ = undisturbed
+    out = tmp_path / "independent"
+    unbranched = [
+        "schedule=independent", "schedule.warmup_fraction=0.02", "optim.follows=size", "grid.target.flops=null",
+    ]  # fmt: skip
+    assert sweep(corpus, cache, out, *unbranched).returncode == 0
+    branched = [row | {"parent": ""} for row in rows(reference) if row["role"] == "fit"]
+    assert rows(out) == branched and sum(row["role"] == "trunk" for row in rows(reference)) >= 3
+
+
+def test_a_further_budget_extends_the_trunks_that_are_there(corpus, undisturbed, tmp_path):
+    reference, cache, _ = undisturbed
+    out = tmp_path / "grown"
+    options = ["grid.target.flops=null", "grid.extensions=0", "grid.sizes=[3e3,6e3]"]
+    sweep(corpus, cache, out, *options, "grid.budgets=[1e9,2e9]")  # four runs allow no fit
+    before = {row["run_id"]: row for row in rows(out)}
+    grown = sweep(corpus, cache, out, *options, "grid.budgets=[1e9,2e9,4e9]")
+    assert "; 4 trained by this command" in grown.stdout, grown.stdout  # for each size a segment and a cooldown
+    after = {row["run_id"]: row for row in rows(out)}
+    assert {run_id: after[run_id] for run_id in before} == before
+    parents = {row["parent"] for run_id, row in after.items() if run_id not in before and row["role"] == "trunk"}
+    assert parents <= set(before) and len(parents) == 2
 
 
 def workers(out: Path) -> list[int]:
-    """Process ids of the workers of this sweep."""
-    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    lines = [line.split(None, 1) for line in listed.splitlines()]
-    return [int(pid) for pid, arguments in lines if "sweep.worker" in arguments and str(out) in arguments]
+    """Process ids of the workers of this sweep: what writes to their logs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            written_to = os.readlink(process / "fd" / "1")
+        except OSError:  # it has ended
+            continue
+        if written_to.startswith(str(out)) and written_to.endswith("worker.log"):
+            found.append(int(process.name))
+    return found
 
 
 def test_plan_only_launches_nothing(corpus, cache, tmp_path):
@@ -177,7 +210,7 @@ def test_plan_only_launches_nothing(corpus, cache, tmp_path):
         (["data.max_epochs=0.01"], ["data.max_epochs=0.01", "tokens", "Nothing was launched"]),
         (["data.eval_tokens=100000000"], ["eval_tokens", "held-out", "Nothing was launched"]),
         (["grid.target.params=1e12"], ["grid.target.params", "Nothing was launched"]),
-        (["grid.sizes=[1e10]", "grid.budgets=[1e20]"], ["need", "Nothing was launched"]),
+        (["grid.sizes=[1e10]", "grid.budgets=[1e20]", "schedule.warmup_fraction=0"], ["need", "Nothing was launched"]),
         (["data.path=/no/such/place"], ["/no/such/place", "Nothing was launched"]),
         (["tokenizer=file", "tokenizer.path=/etc/hostname"], ["/etc/hostname", "Nothing was launched"]),
         (["device=cuda"], ["device", "Nothing was launched"]),

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from models.count import training_flops_per_token
+from models.count import count_parameters, training_flops_per_token
 from sweep.plan.grids import Cell, cells, family
 from sweep.plan.plan import Corpus, batch_sequences, micro_batch_sequences, plan
 from sweep.plan.rules import recipe
@@ -56,7 +56,7 @@ def test_replicates_are_different_runs(compose):
 
 def test_the_batch_follows_the_tokens(compose):
     rule = ("optim.batch_tokens=8192", "optim.batch_at_tokens=1e6", "optim.batch_exponent=0.5")
-    config = compose(*ISOFLOP, *rule)
+    config = compose(*ISOFLOP, "schedule=independent", *rule)
 
     def batch(config, tokens: float) -> int:
         return batch_sequences(recipe(config.optim, 1e4, tokens), config.model.seq_len)
@@ -64,12 +64,12 @@ def test_the_batch_follows_the_tokens(compose):
     assert batch(config, 1e6) == 8192 // config.model.seq_len
     assert batch(config, 4e6) == 2 * 8192 // config.model.seq_len
     assert batch(config, 1.0) == 1  # never none
-    fixed = compose(*ISOFLOP, *rule[:2], "optim.batch_exponent=0")
+    fixed = compose(*ISOFLOP, "schedule=independent", *rule[:2], "optim.batch_exponent=0")
     assert {batch(fixed, tokens) for tokens in (1e5, 1e6, 1e9)} == {8192 // config.model.seq_len}
 
 
 def test_the_peak_rate_follows_the_tokens(compose):
-    config = compose(*ISOFLOP, "optim.lr=0.02", "optim.lr_at_tokens=1e6", "optim.lr_exponent=-0.25")
+    config = compose(*ISOFLOP, "schedule=independent", "optim.lr=0.02", "optim.lr_at_tokens=1e6", "optim.lr_exponent=-0.25")
     peaks = [run.spec.optim.lr for run in plan([cell(config, 1e6), cell(config, 16e6)], PLENTY)]
     assert peaks == pytest.approx([0.02, 0.01])
     assert {run.spec.optim.base_width for run in plan([cell(config, 1e6)], PLENTY)} == {
@@ -77,8 +77,25 @@ def test_the_peak_rate_follows_the_tokens(compose):
     }
 
 
+def test_on_a_trunk_rate_batch_decay_and_warmup_follow_the_size_alone(compose):
+    config = compose(*ISOFLOP, "optim.tokens_per_param=25")
+    short, long, wide = (
+        plan([cell(config, tokens, width)], PLENTY)[0].spec for tokens, width in ((1e6, 48), (4e6, 48), (4e6, 96))
+    )
+    assert (short.optim, short.batch_sequences) == (long.optim, long.batch_sequences)
+    assert short.schedule.warmup_steps == long.schedule.warmup_steps
+    followed = 25 * count_parameters(wide.shape).non_embedding
+    own = compose(*ISOFLOP, "schedule=independent", f"schedule.warmup_fraction={config.schedule.warmup_fraction}")
+    alone = plan([cell(own, followed, 96)], PLENTY)[0].spec  # as an independent run of so many tokens
+    assert wide.batch_sequences == alone.batch_sequences and wide.schedule.warmup_steps == alone.schedule.warmup_steps
+    assert wide.optim.lr == pytest.approx(alone.optim.lr)
+    assert wide.optim.weight_decay == pytest.approx(alone.optim.weight_decay)
+
+
 def test_weights_are_forgotten_over_the_same_share_of_every_run(compose):
-    config = compose(*ISOFLOP, "optim.weight_decay_timescale=0.5", "optim.lr_exponent=-0.3")
+    config = compose(
+        *ISOFLOP, "schedule=independent", "optim.weight_decay_timescale=0.5", "optim.lr_exponent=-0.3"
+    )
     for run in plan([cell(config, tokens) for tokens in (5e5, 2e6, 3e7)], PLENTY):
         timescale_steps = 1 / (run.spec.optim.lr * run.spec.optim.weight_decay)
         assert timescale_steps / run.spec.steps == pytest.approx(0.5)
@@ -86,12 +103,12 @@ def test_weights_are_forgotten_over_the_same_share_of_every_run(compose):
     assert plan([cell(none, 1e6)], PLENTY)[0].spec.optim.weight_decay == 0.0
 
 
-@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
-def test_the_schedule_is_a_share_of_each_run_s_own_steps(compose, schedule):
+@pytest.mark.parametrize(("schedule", "kind"), [("independent", "wsd"), ("cosine", "cosine")])
+def test_the_schedule_is_a_share_of_each_run_s_own_steps(compose, schedule, kind):
     config = compose(*ISOFLOP, f"schedule={schedule}")
     for run in plan([cell(config, 1e6), cell(config, 4e7)], PLENTY):
         planned, steps = run.spec.schedule, run.spec.steps
-        assert planned.kind == schedule and planned.final == config.schedule.final
+        assert planned.kind == kind and planned.final == config.schedule.final
         assert abs(planned.warmup_steps - config.schedule.warmup_fraction * steps) <= 0.5
         assert abs(planned.decay_steps - (config.schedule.decay_fraction or 0.0) * steps) <= 0.5
 

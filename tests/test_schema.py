@@ -75,7 +75,7 @@ def test_groups_follow_the_scale_and_each_key_can_be_set(compose):
         # inconsistent
         (["model.seq_len=100"], "data.eval_tokens"),  # no whole number of sequences
         (["data.eval_tokens=128", "model.seq_len=128"], "data.eval_tokens"),  # one has no standard error
-        (["schedule.warmup_fraction=0.8"], "schedule"),
+        (["schedule.warmup_fraction=0.9"], "schedule"),
         (["schedule.decay=null"], "schedule"),
         (["schedule=cosine", "+schedule.decay=sqrt"], "schedule"),
         (["+tokenizer.vocab_size=512"], "tokenizer.vocab_size"),
@@ -141,7 +141,7 @@ def test_values_that_runs_of_one_sweep_cannot_take_are_refused(compose, values, 
         "param=sp",
         "data.eval_tokens=131072",
         "schedule=cosine",
-        "schedule.decay_fraction=0.2",
+        "schedule.decay_fraction=0.3",
         "tokenizer=bpe",
         "optim.precision=bf16",
         "data=synthetic",

@@ -16,6 +16,7 @@ from models.decoder import Decoder, token_losses
 from models.transfer import initialise, output_multiplier
 from sweep.data.batches import TokenBatches, heldout_blocks
 from sweep.files import RunFolder, read_json
+from sweep.plan.trunks import trunk_of
 from sweep.train.checkpoint import load_checkpoint
 from sweep.train.evaluate import evaluate
 from sweep.train.train import EXPLODED, Execution, Stopped, build_learner, train
@@ -317,3 +318,57 @@ def test_an_update_is_adamw_s_at_the_scheduled_rate(tiny_spec, execution, corpus
 def test_data_that_are_not_there_raise(tiny_spec, execution, tmp_path):
     with pytest.raises(FileNotFoundError):
         train(tiny_spec(), replace(execution, data_folder=str(tmp_path)), RunFolder(tmp_path), never)
+
+
+BRANCHING = {"warmup_steps": 3, "decay_steps": 8}
+
+
+def branched(spec, execution, root, lengths, stops=()) -> RunFolder:
+    """Train the trunk of `spec` in segments of these many updates, then `spec` from the last one."""
+    parent = None
+    for steps in lengths:
+        trunk = replace(trunk_of(spec), steps=steps)
+        result = run_to_end(trunk, replace(execution, parent=parent), RunFolder(root / trunk.run_id), stops)
+        assert (result.status, result.loss, result.step) == ("finished", None, steps)
+        parent = trunk.run_id
+    folder = RunFolder(root / spec.run_id)
+    result = run_to_end(spec, replace(execution, parent=parent), folder, stops)
+    result.write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("stops", [(), (2, 3)])
+@pytest.mark.parametrize("lengths", [(32,), (8, 32), (8, 17, 32), (20,)])
+def test_a_branch_is_the_uninterrupted_run_of_its_schedule_bit_for_bit(tiny_spec, execution, tmp_path, lengths, stops):
+    spec = tiny_spec(steps=40, schedule=BRANCHING)
+    whole = RunFolder(tmp_path / "whole")
+    expected = train(spec, execution, whole, never)
+    folder = branched(spec, execution, tmp_path, lengths, stops)
+    result = read_json(folder.result)
+    for name in ("loss", "loss_se", "bits_per_byte", "flops", "tokens", "unique_tokens", "epochs", "step"):
+        assert result[name] == getattr(expected, name), name
+    one, other = final_weights(whole), final_weights(folder)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert metrics(folder) == [line for line in metrics(whole) if line["step"] > lengths[-1]]
+
+
+def test_a_branch_counts_its_own_time_and_its_whole_compute(tiny_spec, execution, tmp_path):
+    spec = tiny_spec(steps=40, schedule=BRANCHING)
+    result = read_json(branched(spec, execution, tmp_path, (32,)).result)
+    assert result["flops"] == spec.flops
+    own_tokens = 8 * spec.batch_tokens
+    assert result["tokens_per_second"] == pytest.approx(own_tokens / result["wall_seconds"], rel=0.02)
+    assert result["resumes"] == 0
+
+
+def test_a_branch_whose_trunk_left_no_checkpoint_makes_all_its_updates(tiny_spec, execution, tmp_path):
+    spec = tiny_spec(steps=40, schedule=BRANCHING)
+    expected = train(spec, execution, RunFolder(tmp_path / "whole"), never)
+    alone = train(spec, replace(execution, parent="0123456789ab"), RunFolder(tmp_path / "alone"), never)
+    assert alone.loss == expected.loss
+
+
+def test_a_trunk_that_has_gone_too_far_is_refused(tiny_spec, execution, tmp_path):
+    spec = tiny_spec(steps=40, schedule=BRANCHING)
+    with pytest.raises(ValueError, match="has made 36 updates; this run shares 32"):
+        branched(spec, execution, tmp_path, (36,))

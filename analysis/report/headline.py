@@ -22,7 +22,7 @@ BADGES = {
 REASONS_TOLD = 3
 """Reasons in the verdict's sentence, worst first; all of them stand in their own section."""
 
-FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished")
+FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished", "trunk segments")
 
 
 def lede(analysis: Analysis) -> tuple[str, str, str]:
@@ -71,6 +71,8 @@ def _fate(row: RunRow, fitted: set[str]) -> str:
         return row.status
     if row.role == "holdout":
         return "held out"
+    if row.role == "trunk":
+        return "trunk segments"
     return "excluded" if row.status == "finished" else "not finished"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,9 @@ from sweep.execute.lock import holder, is_held
 from sweep.execute.metrics import last_step
 from sweep.execute.progress import Progress
 from sweep.files import SweepFolder, write_json
+from sweep.plan.order import Queue, parent_id, ranks
 from sweep.plan.spec import PlannedRun
+from sweep.plan.trunks import own_flops
 
 POLL_SECONDS = 0.15  # assumption: far below the seconds that the smallest run takes
 LOG_TAIL_BYTES = 2000  # assumption: holds a traceback's last frames
@@ -58,14 +60,15 @@ def execute(
     A finished or diverged run is never run again; one that failed under an earlier command is, since
     its cause may have been mended. A worker that dies without a result is started again from its
     checkpoint, `retries` times, and then recorded as failed; one that raised has recorded it itself.
-    Other runs go on all the while. A run that a worker of a killed coordinator still holds is waited for.
+    Other runs go on all the while. A run starts once its trunk is done; one whose trunk came to nothing
+    gets the trunk's status, since it would have come to the same. A run that a worker of a killed coordinator still holds is waited for.
 
     Args:
         runs: to be run; one that is named twice is run once.
         execution_settings_for: the "execution" part of a run's spec.json: where and how, not what.
         plan: the rows of runs.csv, where they are more than `runs`.
-        longest_first: start the dearest runs (by FLOPs) first, so that none is left over at the end;
-            False: in the order given.
+        longest_first: start the runs first that most FLOPs wait for, their own and those of what branches
+            off them, so that none is left over at the end; False: in the order given.
     Returns:
         One outcome for each distinct run, in the order given.
     Raises:
@@ -117,7 +120,6 @@ class _Execution:
     ) -> None:
         self.folder, self.runs, self.executor, self.ledger = folder, runs, executor, ledger
         self.settings, self.progress, self.mirror = settings, progress, mirror
-        self.waiting: deque[PlannedRun] = deque()
         self.held: list[PlannedRun] = []
         self.active: dict[str, _Attempt] = {}
         self.outcomes: dict[str, Outcome] = {}
@@ -132,7 +134,7 @@ class _Execution:
         try:
             if failed_before:
                 self.progress.note(f"{failed_before} runs that failed before are run again")
-            while self.waiting or self.held or self.active:
+            while self.queue or self.held or self.active:
                 if interrupts.count:
                     self._stop(interrupts)
                 self._release_held()
@@ -151,21 +153,23 @@ class _Execution:
 
     def _take_from_ledger(self) -> int:
         """Settle what is final, let the rest wait; how many of the latter had failed."""
-        failed = 0
+        failed, waiting = 0, []
         for run_id, planned in self.runs.items():
             result = self.ledger.result(run_id)
             if result is not None and result["status"] in FINAL:
                 self.outcomes[run_id] = _outcome(result, attempts=0)
             else:
                 failed += result is not None
-                self.waiting.append(planned)
-        if self.settings.longest_first:
-            self.waiting = deque(sorted(self.waiting, key=lambda planned: -planned.spec.flops))
+                waiting.append(run_id)
+        runs = list(self.runs.values())
+        in_order = {run_id: -float(place) for place, run_id in enumerate(self.runs)}
+        rank = ranks(runs, lambda run: own_flops([run])) if self.settings.longest_first else in_order
+        self.queue = Queue(runs, rank, waiting)
         return failed
 
     def _submit(self) -> None:
-        while self.waiting and len(self.active) < self.executor.capacity:
-            planned = self.waiting.popleft()
+        while self.queue and len(self.active) < self.executor.capacity:
+            planned = self.queue.pop()
             lock = self.folder.run(planned.run_id).lock
             if is_held(lock):
                 self.held.append(planned)
@@ -179,7 +183,7 @@ class _Execution:
     def _release_held(self) -> None:
         for planned in [p for p in self.held if not is_held(self.folder.run(p.run_id).lock)]:
             self.held.remove(planned)
-            self.waiting.appendleft(planned)
+            self.queue.put_back(planned)
 
     def _start(self, planned: PlannedRun) -> None:
         run = self.folder.run(planned.run_id)
@@ -188,6 +192,9 @@ class _Execution:
         result = self.ledger.refresh(planned.run_id) if run.result.exists() else None
         if result is not None and result["status"] in FINAL:
             return self._settle(planned, result)
+        trunk = self._result_of_trunk(planned)
+        if trunk is not None and trunk["status"] != "finished":
+            return self._follow(planned, trunk)
         self.attempts[planned.run_id] += 1
         try:
             if run.result.exists():
@@ -205,6 +212,29 @@ class _Execution:
         self.active[planned.run_id] = _Attempt(planned, job, last_step(run.metrics))
         self.progress.started(planned)
 
+    def _result_of_trunk(self, planned: PlannedRun) -> Result | None:
+        trunk = parent_id(planned)
+        if trunk in self.outcomes:
+            return self.outcomes[trunk].result
+        return self.ledger.result(trunk) if trunk is not None and trunk in self.ledger else None
+
+    def _follow(self, planned: PlannedRun, trunk: Result) -> None:
+        """Give a run the status of its trunk, whose updates are its own."""
+        reason = f"its trunk {trunk['run_id']} {trunk['status']}: {trunk.get('reason')}"
+        self._record(planned, failure(planned, reason, trunk["step"], resumes=0, status=trunk["status"]))
+
+    def _record(self, planned: PlannedRun, result: Result) -> None:
+        """Settle a run for which no worker could write a result."""
+        run = self.folder.run(planned.run_id)
+        try:
+            if not run.spec.exists():
+                write_json(run.spec, {"run_id": planned.run_id, "spec": planned.spec.to_json(), "execution": None})
+            write_json(run.result, result)
+            self.ledger.refresh(planned.run_id)
+        except OSError as error:
+            self.progress.note(f"{run.result} cannot be written ({error}); the failure is not recorded")
+        self._settle(planned, result)
+
     def _collect(self) -> None:
         for run_id, attempt in list(self.active.items()):
             ended = attempt.job.poll()
@@ -215,7 +245,7 @@ class _Execution:
                 continue
             if self._advanced(attempt, ended):
                 self.progress.note(f"{run_id} was told to stop by another, at a checkpoint; it goes on")
-                self.waiting.appendleft(attempt.planned)
+                self.queue.put_back(attempt.planned)
             else:
                 self._died(attempt.planned, str(ended))
         self._write_ledger()
@@ -231,21 +261,16 @@ class _Execution:
         deaths, allowed = self.deaths[planned.run_id], self.settings.retries
         if deaths <= allowed:
             self.progress.note(f"{planned.run_id} died ({how}); retry {deaths} of {allowed}")
-            self.waiting.appendleft(planned)
+            self.queue.put_back(planned)
             return
         run = self.folder.run(planned.run_id)
         reason = f"its worker died {deaths} times without a result, at last: {how}. {_log_tail(run.log)}"
-        result = failure(planned, reason, last_step(run.metrics), resumes=deaths - 1)
-        try:
-            write_json(run.result, result)
-            self.ledger.refresh(planned.run_id)
-        except OSError as error:
-            self.progress.note(f"{run.result} cannot be written ({error}); the failure is not recorded")
-        self._settle(planned, result)
+        self._record(planned, failure(planned, reason, last_step(run.metrics), resumes=deaths - 1))
 
     def _settle(self, planned: PlannedRun, result: Result) -> None:
         self.outcomes[planned.run_id] = _outcome(result, self.attempts[planned.run_id])
         self.stale = True
+        self.queue.settle(planned.run_id)
         self.progress.settled(planned, result)
 
     def _write_ledger(self) -> None:

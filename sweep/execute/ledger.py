@@ -27,7 +27,7 @@ COLUMNS = (
 
 run_id                digest of the run's spec, 12 hexadecimal digits
 group                 the set it is compared within (its budget, say)
-role                  fit | holdout
+role                  fit | holdout | trunk (trained for the runs that branch off it; it has no loss to fit)
 status                planned | finished | failed | diverged
 arch                  architecture; decoder
 n_layer, d_model      count; width in coordinates
@@ -45,8 +45,8 @@ flops_6nd             6 · params_non_embedding · tokens
 loss                  held-out cross-entropy after the last step, nats per token
 loss_se               its standard error, nats per token
 bits_per_byte         the same loss in bits per byte of text
-parent                run_id of the trunk it branched from
-wall_seconds          seconds spent training, over all resumptions
+parent                run_id of the trunk, or of its segment, whose last checkpoint it went on from
+wall_seconds          seconds spent training, over all resumptions; those of its trunk not among them
 tokens_per_second     training throughput
 device                what it ran on
 data_fingerprint      digest of the corpus, its split and its tokenizer
@@ -119,6 +119,7 @@ def row(planned: PlannedRun, result: Result | None) -> dict[str, Any]:
         "tokens": spec.tokens,
         "flops": spec.flops,
         "flops_6nd": float(spec.tokens) * count_flops(shape).six_n,
+        "parent": planned.parent.run_id if planned.parent else None,
         "data_fingerprint": spec.data.fingerprint,
     }
     if result is not None:
@@ -172,15 +173,16 @@ class Ledger:
         return [_csv_line([values[name] for name in COLUMNS]) for values in rows]
 
 
-def failure(planned: PlannedRun, reason: str, step: int, resumes: int) -> Result:
-    """The result of a run whose workers died before they could write one; it got to `step`."""
+def failure(planned: PlannedRun, reason: str, step: int, resumes: int, status: str = "failed") -> Result:
+    """The result of a run that no worker wrote one for: its workers died, or its trunk came to nothing.
+    It got to `step`."""
     spec, shape = planned.spec, planned.spec.shape
     parameters, flops = count_parameters(shape), count_flops(shape)
     tokens = step * spec.batch_tokens
     unknown = dict.fromkeys((*_MEASURED, "traceback", "eval_tokens", "peak_bytes"))
     return unknown | {
         "run_id": spec.run_id,
-        "status": "failed",
+        "status": status,
         "reason": reason,
         "step": step,
         "tokens": tokens,
@@ -217,7 +219,7 @@ def _fault(result: Any, folder: RunFolder) -> str | None:
     if asked_id != folder.path.name:
         return f"lies beside the {folder.spec.name} of run {asked_id!r}"
     if result["status"] == "finished":
-        if not _finite(result.get("loss")):
+        if not _finite(result.get("loss")) and spec["schedule"]["kind"] != "constant":  # a trunk has none
             return f"is finished with loss {result.get('loss')!r}"
         if result.get("tokens") != asked:
             return f"is finished after {result.get('tokens')!r} of {asked} tokens"

@@ -6,11 +6,11 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sweep.execute.executor import Ended, SubmitError
+from sweep.execute.forking import ForkedJob, fork_worker
 from sweep.files import RunFolder
 from sweep.hardware import usable_cores
 
@@ -18,7 +18,7 @@ SOURCE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class LocalExecutor:
-    """Runs `worker_command RUN_DIR`, with as many at a time as there are slots.
+    """Runs workers, with as many at a time as there are slots.
 
     Args:
         device: "cpu", "cuda" or "mps".
@@ -27,7 +27,8 @@ class LocalExecutor:
         per_device: runs on each GPU; 1 on "cpu", where `slots` says it.
         threads: OpenMP and MKL threads of each worker. The order of a sum depends on it, and so the
             loss in its last digits: it never follows from the number of slots.
-        worker_command: what the run's folder is appended to.
+        worker_command: what the run's folder is appended to; None: workers are forked from a process
+            that has imported what they need (sweep/execute/forking.py).
     Raises:
         ValueError: a count below 1, an unknown device, more slots than `per_device` allows, or
             "cuda" with no GPU in sight.
@@ -42,28 +43,34 @@ class LocalExecutor:
         slots: int | None = None,
         per_device: int = 1,
         threads: int = 1,
-        worker_command: Sequence[str] = (sys.executable, "-m", "sweep.worker"),
+        worker_command: Sequence[str] | None = None,
     ) -> None:
         for name, value in (("slots", slots), ("per_device", per_device), ("threads", threads)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}. Nothing was launched.")
-        self._worker_command = tuple(worker_command)
+        self._worker_command = worker_command
         self._environment = {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(SOURCE_ROOT), os.environ.get("PYTHONPATH")))),
         }
         self._slots = slot_environments(device, slots, per_device, threads)
-        self._taken: dict[int, LocalJob] = {}
+        self._taken: dict[int, LocalJob | ForkedJob] = {}
 
     @property
     def capacity(self) -> int:
         return len(self._slots)
 
-    def submit(self, folder: RunFolder) -> LocalJob:
+    def submit(self, folder: RunFolder) -> LocalJob | ForkedJob:
         """Raises SubmitError when every slot is taken, or the process cannot be started."""
         slot = self._free_slot()
-        environment = {**os.environ, **self._environment, **self._slots[slot]}
+        if self._worker_command is None:
+            self._taken[slot] = fork_worker(folder, self._slots[slot], self._environment)
+        else:
+            self._taken[slot] = self._spawn(folder, {**os.environ, **self._environment, **self._slots[slot]})
+        return self._taken[slot]
+
+    def _spawn(self, folder: RunFolder, environment: dict[str, str]) -> LocalJob:
         try:
             with open(folder.log, "ab") as log:
                 process = subprocess.Popen(
@@ -76,8 +83,7 @@ class LocalExecutor:
                 )
         except OSError as error:
             raise SubmitError(f"{folder.path}: its worker cannot be started: {error}") from error
-        self._taken[slot] = LocalJob(process)
-        return self._taken[slot]
+        return LocalJob(process)
 
     def _free_slot(self) -> int:
         for slot in range(len(self._slots)):

@@ -17,6 +17,7 @@ from models.count import count_parameters
 from sweep.execute.metrics import MetricsTail
 from sweep.files import SweepFolder
 from sweep.plan.spec import PlannedRun
+from sweep.plan.trunks import own_flops
 from sweep.units import duration, quantity
 
 REFRESH_SECONDS = 0.5  # assumption: as often as a reader wants it
@@ -25,7 +26,8 @@ HEARTBEAT_SECONDS = 600.0  # assumption: how long a log file may be silent durin
 
 @dataclass
 class ActiveRun:
-    """A run with a worker. `flops` and `tokens` are done, resumed work included; times in seconds."""
+    """A run with a worker. `flops` and `tokens` are done, resumed work and its trunk's included; times in
+    seconds."""
 
     planned: PlannedRun
     tail: MetricsTail
@@ -42,6 +44,11 @@ class ActiveRun:
             self.flops, self.tokens, self.loss = float(line["flops"]), int(line["tokens"]), line["loss"]
             if self.flops_before is None or self.flops < self.flops_before:
                 self.flops_before = self.flops
+
+    @property
+    def own(self) -> float:
+        """FLOPs done, its trunk's left out."""
+        return max(0.0, self.flops - self.planned.spec.flops + own_flops([self.planned]))
 
     @property
     def measured(self) -> float:
@@ -73,10 +80,10 @@ class Tally:
         self.settled = 0
         self.flops_total = self.flops_settled = 0.0
         for planned in runs:
-            self.flops_total += planned.spec.flops
+            self.flops_total += own_flops([planned])
             if planned.run_id in settled:
                 self.settled += 1
-                self.flops_settled += planned.spec.flops
+                self.flops_settled += own_flops([planned])
 
     def start(self, planned: PlannedRun) -> None:
         run = ActiveRun(
@@ -85,6 +92,7 @@ class Tally:
             planned.spec.flops,
             self._clock(),
         )
+        run.flops = planned.spec.flops - own_flops([planned])
         run.read()
         run.flops_before = run.flops
         self.active[planned.run_id] = run
@@ -97,7 +105,7 @@ class Tally:
             self._measured += run.measured
         if settled:
             self.settled += 1
-            self.flops_settled += planned.spec.flops
+            self.flops_settled += own_flops([planned])
 
     def read(self) -> None:
         for run in self.active.values():
@@ -106,7 +114,7 @@ class Tally:
     @property
     def fraction(self) -> float:
         """FLOPs done / FLOPs planned, 0 to 1."""
-        done = self.flops_settled + sum(run.flops for run in self.active.values())
+        done = self.flops_settled + sum(run.own for run in self.active.values())
         return min(1.0, done / self.flops_total) if self.flops_total else 1.0
 
     @property
@@ -262,7 +270,8 @@ def describe_result(planned: PlannedRun, result: dict[str, Any]) -> str:
     if status != "finished":
         return said + str(result.get("reason") or "no reason was given")
     error = result.get("loss_se")
-    said += f"loss {result['loss']:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    if result["loss"] is not None:  # a trunk has none
+        said += f"loss {result['loss']:.4f}" + ("" if error is None else f" ± {error:.4f}")
     seconds = result.get("wall_seconds")
     return said if seconds is None else f"{said} in {duration(seconds)}"
 

@@ -43,6 +43,7 @@ CONFIG = {
     "C": "flops", "lr": "lr", "batch_tokens": "batch_tokens", "seq_len": "seq_len",
     "vocab_size": "vocab_size", "seed": "seed", "unique_tokens": "unique_tokens",
     "data_fingerprint": "data_fingerprint",
+    "parent": "parent",
 }  # fmt: skip
 HISTORY_NAMES = {"loss": "train_loss"}
 TEXT = ("run_id", "group", "role", "status", "arch", "parent", "device", "data_fingerprint")
@@ -109,7 +110,8 @@ class Publisher:
         spec = read_json(folder.spec)["spec"]
         config = {name: _value(row, column) for name, column in CONFIG.items()}
         tags = [row[name][:LONGEST_TAG] for name in ("group", "role", "status") if row[name]]
-        run = self._open(row["run_id"], "train", {"sweep": self._sweep, **config, "spec": spec}, tags)
+        job_type = "trunk" if row["role"] == "trunk" else "cooldown" if row["parent"] else "train"
+        run = self._open(row["run_id"], job_type, {"sweep": self._sweep, **config, "spec": spec}, tags)
         run.define_metric("*", step_metric="flops")
         for line in read_history(folder.metrics):
             # In the summary "loss" is the held-out one, as everywhere in this project.

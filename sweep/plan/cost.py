@@ -30,7 +30,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the measuring process found. startup_seconds: from its start until torch computed."""
+    """What the measuring process found. startup_seconds: until a forked worker can make its first update."""
 
     startup_seconds: float
     device: str
@@ -63,13 +63,14 @@ def least_bytes(spec: RunSpec) -> float:
     return float(BYTES_PER_PARAMETER * parameters.total - 4 * matrices)
 
 
-def run_cost(spec: RunSpec, measured: Measurement, evaluations: int) -> Cost:
-    """Seconds and bytes of one run: log-log interpolation between the measured shapes.
+def run_cost(planned: PlannedRun, measured: Measurement, evaluations: int) -> Cost:
+    """Seconds and bytes of one run, without what its trunk does for it: log-log interpolation between the
+    measured shapes.
 
     Throughput (FLOP/s) is interpolated in FLOPs a step, and beyond the measured range taken as the
     nearest measured one's; peak bytes are interpolated likewise but never below `least_bytes`.
     """
-    timings = measured.timings
+    spec, timings = planned.spec, measured.timings
     work = np.log([t.flops_per_token * t.batch_tokens for t in timings])
     here = np.log(spec.flops / spec.steps)
     speed = [t.flops_per_token * t.batch_tokens / t.seconds_per_step for t in timings]
@@ -82,16 +83,8 @@ def run_cost(spec: RunSpec, measured: Measurement, evaluations: int) -> Cost:
             np.log([t.evaluation_seconds_per_token for t in timings]),
         )
     )
-    seconds = measured.startup_seconds + spec.flops / rate + (evaluations + 1) * spec.data.eval_tokens * evaluating
+    evaluated = 0 if spec.is_trunk else (evaluations * planned.own_share + 1) * spec.data.eval_tokens
+    seconds = measured.startup_seconds + planned.own_share * spec.flops / rate + evaluated * evaluating
     peak = np.exp(np.interp(here, work, np.log([t.peak_bytes for t in timings])))
     is_bound = any(t.is_bound for t in timings)
     return Cost(float(seconds), max(float(peak), least_bytes(spec)), is_bound)
-
-
-def makespan(seconds: Sequence[float], slots: int) -> float:
-    """Wall seconds of independent runs, longest first, on `slots` equal slots (Graham 1969)."""
-    ends = [0.0] * slots
-    for run in sorted(seconds, reverse=True):
-        soonest = ends.index(min(ends))
-        ends[soonest] += run
-    return max(ends)

@@ -100,13 +100,24 @@ def _isoflop_cells(config: SweepConfig, vocab_size: int, budget: float) -> Itera
     if grid.sizes is not None:
         wanted, key = grid.sizes, "grid.sizes"
     else:
-        centre, middle = expected_optimum(grid, budget), (grid.sizes_per_budget - 1) / 2
-        wanted = [centre * grid.size_ratio ** (i - middle) for i in range(grid.sizes_per_budget)]
+        centre, middle = math.log(expected_optimum(grid, budget)), (grid.sizes_per_budget - 1) / 2
+        first = round(_rung(grid, centre) - middle)
+        wanted = [_size(grid, first + i) for i in range(grid.sizes_per_budget)]
         key = "grid.sizes_per_budget"
     shapes = [shape_for(config, vocab_size, params, key) for params in wanted]
     for shape in dict.fromkeys(shapes):  # two sizes may round to one shape
         for seed in _seeds(config):
             yield isoflop_cell(config, shape, budget, seed)
+
+
+def _rung(grid: IsoflopGrid, log_params: float) -> float:
+    """Where a size stands among the sizes of all budgets, which are `size_ratio` apart so that budgets
+    share them, and with them their trunks: `optimum_params` is number 0."""
+    return (log_params - math.log(grid.optimum_params)) / math.log(grid.size_ratio)
+
+
+def _size(grid: IsoflopGrid, rung: int) -> float:
+    return grid.optimum_params * grid.size_ratio**rung
 
 
 def _ladder_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
@@ -231,11 +242,14 @@ def extensions(config: SweepConfig, vocab_size: int, settled: Sequence[tuple[Cel
 
 
 def _next_shape(config: SweepConfig, vocab_size: int, edge: DecoderShape, step: float) -> DecoderShape | None:
-    """The member about `step` times as large as `edge`, and never `edge` itself."""
-    wanted = count_parameters(edge).non_embedding
+    """The member about `step` times as large as `edge`, one that budgets share where the grid lays out the
+    sizes, and never `edge` itself."""
+    grid, wanted = config.grid, float(count_parameters(edge).non_embedding)
     rule = family(config, vocab_size)
     for _ in range(8):  # assumption: neighbouring members are less than step^8 apart
         wanted *= step
+        if grid.sizes is None:
+            wanted = _size(grid, round(_rung(grid, math.log(wanted))))
         try:
             shape = nearest_shape(rule, wanted)
         except ValueError:

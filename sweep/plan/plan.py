@@ -40,11 +40,23 @@ def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
             f"{where}: {cell.tokens:.3g} tokens are less than one step of {batch} x {cell.shape.seq_len} tokens. "
             "Raise the budget or the tokens, or lower optim.batch_tokens or model.seq_len. Nothing was launched."
         )
+    followed = rules.followed_tokens(config.optim, cell.params, cell.tokens)
+    followed_steps = max(1, round(followed / (batch * cell.shape.seq_len)))
+    schedule = _schedule_spec(config, recipe, batch, steps, followed_steps)
+    if schedule.warmup_steps + schedule.decay_steps > steps:
+        follows, lower = "the size", "schedule.warmup_fraction or optim.tokens_per_param"
+        if recipe.warmup_tokens is not None:
+            follows, lower = f"optim.rule={config.optim.rule}", "the sizes"
+        raise ConfigError(
+            f"{where}: {steps} steps are less than the warmup of {schedule.warmup_steps}, which follows {follows}, and "
+            f"the decay of {schedule.decay_steps}. Raise the budget or the tokens, or lower {lower}. "
+            "Nothing was launched."
+        )
     spec = RunSpec(
         shape=cell.shape,
         data=DataSpec(corpus.fingerprint, config.data.eval_tokens),
-        optim=_optim_spec(config, recipe, _decay_steps(cell, batch, steps)),
-        schedule=_schedule_spec(config, recipe, batch, steps, where),
+        optim=_optim_spec(config, recipe, followed_steps),
+        schedule=schedule,
         batch_sequences=batch,
         steps=steps,
         seed=cell.seed,
@@ -70,7 +82,7 @@ def notes(cells: Sequence[Cell]) -> list[str]:
     for rule, theirs in by_rule.items():
         if rules.UNUSED[rule]:
             said.append(f"optim.rule={rule} has its own values; not used: {', '.join(sorted(rules.UNUSED[rule]))}")
-        seen = [(cell.params, rules.seen_tokens(cell.config.optim, cell.params, cell.tokens)) for cell in theirs]
+        seen = [(cell.params, rules.followed_tokens(cell.config.optim, cell.params, cell.tokens)) for cell in theirs]
         beyond = [why for params, tokens in seen if (why := rules.outside(rule, params, tokens))]
         if beyond:
             said.append(f"{beyond[0]}; so for {len(beyond)} of {len(theirs)} runs")
@@ -80,15 +92,6 @@ def notes(cells: Sequence[Cell]) -> list[str]:
 def batch_sequences(recipe: Recipe, seq_len: int) -> int:
     """The recipe's batch in whole sequences, at least one."""
     return max(1, round(recipe.batch_tokens / seq_len))
-
-
-def _decay_steps(cell: Cell, batch: int, steps: int) -> int:
-    """The updates that the decay's timescale is measured in: the run's own, or with
-    optim.follows=size those of the D that every budget of this size shares."""
-    optim = cell.config.optim
-    if optim.follows == "run":
-        return steps
-    return max(1, round(rules.seen_tokens(optim, cell.params, cell.tokens) / (batch * cell.shape.seq_len)))
 
 
 def _optim_spec(config: SweepConfig, recipe: Recipe, steps: int) -> OptimSpec:
@@ -113,22 +116,17 @@ def _optim_spec(config: SweepConfig, recipe: Recipe, steps: int) -> OptimSpec:
     )
 
 
-def _schedule_spec(config: SweepConfig, recipe: Recipe, batch: int, steps: int, where: str) -> ScheduleSpec:
+def _schedule_spec(
+    config: SweepConfig, recipe: Recipe, batch: int, steps: int, followed_steps: int
+) -> ScheduleSpec:
     schedule = config.schedule
-    warmup = round(schedule.warmup_fraction * steps)
+    warmup = round(schedule.warmup_fraction * followed_steps)
     if recipe.warmup_tokens is not None:
         warmup = round(recipe.warmup_tokens / (batch * config.model.seq_len))
-    decay = round((schedule.decay_fraction or 0.0) * steps)
-    if recipe.warmup_tokens is not None and warmup + decay > steps:
-        raise ConfigError(
-            f"{where}: optim.rule={config.optim.rule} warms up over N = {recipe.warmup_tokens:.3g} tokens, {warmup:,} "
-            f"steps, and the schedule decays over {decay:,}; the run has {steps:,}. Lower the sizes, raise the "
-            "budgets, or choose another optim.rule. Nothing was launched."
-        )
     return ScheduleSpec(
         kind=schedule.kind,
         warmup_steps=warmup,
-        decay_steps=decay,
+        decay_steps=round((schedule.decay_fraction or 0.0) * steps),
         decay=schedule.decay or "",
         final=schedule.final,
     )

@@ -42,11 +42,13 @@ def recipe(optim: OptimConfig, params: float, tokens: float) -> Recipe:
 
     With optim.follows=size the rule sees optim.tokens_per_param · N in the place of D.
     """
-    return RULES[optim.rule](optim, params, seen_tokens(optim, params, tokens))
+    return RULES[optim.rule](optim, params, followed_tokens(optim, params, tokens))
 
 
-def seen_tokens(optim: OptimConfig, params: float, tokens: float) -> float:
-    """The D that the rule and the decay's timescale see."""
+def followed_tokens(optim: OptimConfig, params: float, tokens: float) -> float:
+    """The D that batch, rate, warmup and decay follow. What shares a trunk must share these, and a budget
+    that is added later must not change them: there it is optim.tokens_per_param · N, whatever the run's
+    own D; elsewhere the run's own."""
     return optim.tokens_per_param * params if optim.follows == "size" else tokens
 
 

@@ -40,8 +40,8 @@ class ScaleConfig:
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
-    tokens_per_param: float
     micro_batch_tokens: int
+    tokens_per_param: float
     weight_decay_timescale: Optional[float]
     eval_tokens: int
     precision: str
@@ -142,7 +142,8 @@ class OptimConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     kind: str  # wsd | cosine
-    warmup_fraction: float  # of the steps
+    trunk: bool  # runs of one size branch off one trunk (sweep/plan/trunks.py); wsd
+    warmup_fraction: float  # of the steps; of those that optim.follows names
     final: float  # of the peak rate, at the end
     decay_fraction: Optional[float] = None  # of the steps; wsd
     decay: Optional[str] = None  # linear | sqrt; wsd
@@ -323,7 +324,8 @@ CHOICES = {
 POSITIVE = (
     "max_hours model.width_step model.ff_ratio model.seq_len data.eval_tokens data.max_epochs data.vocab_size "
     "tokenizer.vocab_size optim.lr optim.base_width optim.base_depth optim.tokens_per_param optim.lr_at_tokens "
-    "optim.batch_tokens optim.batch_at_tokens optim.micro_batch_tokens optim.eps optim.weight_decay_timescale optim.clip grid.budgets grid.sizes "
+    "optim.batch_tokens optim.batch_at_tokens optim.micro_batch_tokens optim.eps optim.weight_decay_timescale "
+    "optim.clip grid.budgets grid.sizes "
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
     "grid.params grid.flops grid.target.flops grid.target.params executor.slots executor.per_device "
     "executor.checkpoint_seconds executor.log_every"
@@ -373,6 +375,13 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             wrong.append("schedule: warmup_fraction and decay_fraction exceed the run")
     elif wsd_only != (None, None):
         wrong.append("schedule: decay_fraction and decay mean nothing to kind cosine")
+    if schedule.trunk and schedule.kind != "wsd":
+        wrong.append(f"schedule.trunk: kind {schedule.kind} decays from the start, so that runs have no trunk to share")
+    if schedule.trunk and config.optim.follows != "size":
+        wrong.append(
+            "schedule.trunk: runs of one trunk share rate and batch, so optim.follows must be size; "
+            "or choose schedule=independent"
+        )
     sequences, rest = divmod(config.data.eval_tokens, max(1, config.model.seq_len))
     if rest or sequences < 2:  # one sequence alone has no standard error
         whole = max(2, sequences) * config.model.seq_len
@@ -420,6 +429,8 @@ def with_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
     Raises ConfigError for a key that is unknown or that runs of one sweep cannot differ in.
     """
     for key, value in values.items():
+        if key == "schedule.trunk":
+            raise ConfigError("grid.over: schedule.trunk is one for all runs of a sweep; say schedule=trunk")
         group, _, name = key.partition(".")
         if group not in SWEEPABLE or lookup(config, key) is None and not _has(config, key):
             raise ConfigError(f"grid.over: {key!r} is no key that runs can differ in ({', '.join(SWEEPABLE)})")

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from models.config import DecoderShape
@@ -47,8 +48,9 @@ class OptimSpec:
 
 @dataclass(frozen=True)
 class ScheduleSpec:
-    """`kind` is "wsd" (warm up, stay, decay over the last `decay_steps`) or "cosine"; `decay` is
-    the shape of the former's decay, "linear" or "sqrt"; the rate ends at `final` of its peak."""
+    """`kind` is "wsd" (warm up, stay, decay over the last `decay_steps`), "cosine", or "constant" (warm
+    up, stay: a trunk); `decay` is the shape of the first one's decay, "linear" or "sqrt"; the rate ends
+    at `final` of its peak."""
 
     kind: str
     warmup_steps: int
@@ -90,6 +92,16 @@ class RunSpec:
         """C: exact training FLOPs (models/count.py)."""
         return float(self.tokens) * training_flops_per_token(self.shape)
 
+    @property
+    def is_trunk(self) -> bool:
+        """Whether it is trained for what goes on from it: its rate never comes down, so its loss is none to fit."""
+        return self.schedule.kind == "constant"
+
+    @property
+    def decay_start(self) -> int:
+        """Updates before the rate comes down: as many as a trunk can make for this run."""
+        return self.steps - self.schedule.decay_steps
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -107,15 +119,28 @@ class RunSpec:
 @dataclass(frozen=True)
 class PlannedRun:
     """A run and its place in this sweep. `group` names the set it is compared within (its budget,
-    say); `role` is "fit" or "holdout". Neither changes the run, so neither is in its id."""
+    say); `role` is "fit", "holdout" or "trunk". `parent` is the trunk whose last checkpoint it goes on
+    from: the same updates as its own up to there, so that, bit for bit, nothing of the result depends on
+    it. None of the three changes the run, so none is in its id."""
 
     spec: RunSpec
     group: str
     role: str = "fit"
+    parent: RunSpec | None = None
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         return self.spec.run_id
+
+    @property
+    def from_step(self) -> int:
+        """Updates that its trunk has made for it."""
+        return self.parent.steps if self.parent else 0
+
+    @property
+    def own_share(self) -> float:
+        """The share of the run's updates that it makes itself, above 0 and at most 1."""
+        return 1.0 - self.from_step / self.spec.steps
 
 
 def digest(value: Any) -> str:

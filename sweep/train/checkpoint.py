@@ -20,11 +20,13 @@ Optimizer = torch.optim.Optimizer | MuonAndAdamW
 @dataclass
 class TrainingState:
     """What a resumed run needs to go on as if it had never stopped. No generator state is in it:
-    initialisation and batches are functions of the seed and the step, and nothing else draws."""
+    initialisation and batches are functions of the seed and the step, and nothing else draws.
+    `seconds` and `resumes` are the run's own; its trunk made the first `from_step` of `step` updates."""
 
     step: int
     seconds: float
     resumes: int
+    from_step: int = 0
 
 
 def save_checkpoint(
@@ -36,6 +38,7 @@ def save_checkpoint(
         "step": state.step,
         "seconds": state.seconds,
         "resumes": state.resumes,
+        "from_step": state.from_step,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -60,6 +63,29 @@ def load_checkpoint(
 
     Raises ValueError for a checkpoint of another run.
     """
+    content = _load(folder, run_id, model, optimizer)
+    if content is None:
+        return None
+    return TrainingState(content["step"], content["seconds"], content["resumes"] + 1, content["from_step"])
+
+
+def load_trunk(
+    folder: RunFolder, run_id: str, last_step: int, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> TrainingState | None:
+    """Restore model and optimizer in place from the end of the trunk `run_id`, for a run that shares its
+    first `last_step` updates; None where the trunk has left no checkpoint.
+
+    Raises ValueError for a checkpoint of another run, or of more updates than are shared.
+    """
+    content = _load(folder, run_id, model, optimizer)
+    if content is None:
+        return None
+    if content["step"] > last_step:
+        raise ValueError(f"trunk {run_id} has made {content['step']} updates; this run shares {last_step} with it")
+    return TrainingState(content["step"], seconds=0.0, resumes=0, from_step=content["step"])
+
+
+def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     path = _state_path(folder)
     if not path.exists():
         return None
@@ -69,7 +95,7 @@ def load_checkpoint(
         raise ValueError(f"{path} belongs to run {content['run_id']}, not to {run_id}; remove it to start again")
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])
-    return TrainingState(content["step"], content["seconds"], content["resumes"] + 1)
+    return content
 
 
 def save_final_weights(folder: RunFolder, model: nn.Module) -> None:

@@ -12,16 +12,14 @@ import sys
 import time
 from dataclasses import asdict
 
-STARTED = time.time()
+import numpy as np
+import torch
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402  (its import is part of what is measured)
-
-from models.count import training_flops_per_token  # noqa: E402
-from sweep.plan.cost import Timing, least_bytes  # noqa: E402
-from sweep.plan.spec import RunSpec  # noqa: E402
-from sweep.train.train import Execution, build_learner, device_name, peak_bytes  # noqa: E402
-from sweep.train.evaluate import evaluate  # noqa: E402
+from models.count import training_flops_per_token
+from sweep.plan.cost import Timing, least_bytes
+from sweep.plan.spec import RunSpec
+from sweep.train.evaluate import evaluate
+from sweep.train.train import Execution, build_learner, device_name, peak_bytes
 
 WARMUP_STEPS = 2  # assumption: allocations and lazy initialisation are over after two updates
 ENOUGH_SECONDS = 0.5  # assumption: averages over scheduling noise, and five shapes take seconds
@@ -32,9 +30,11 @@ MOST_STEP_SECONDS = 5.0  # assumption: a plan whose steps take longer is refused
 def main() -> None:
     request = json.load(sys.stdin)
     execution = Execution(**request["execution"])
+    started = time.perf_counter()
     torch.set_num_threads(execution.threads)
     peak = matmul_flops_per_second(execution.device)
-    startup, timings = time.time() - STARTED, []
+    # a worker is forked from a process that has torch imported: what is left is to make the device ready
+    startup, timings = time.perf_counter() - started, []
     for spec in (RunSpec.from_json(spec) for spec in request["specs"]):
         too_long = spec.flops / spec.steps / peak > MOST_STEP_SECONDS
         timings.append(asdict(bound(spec, peak) if too_long else measure(spec, execution)))

@@ -19,7 +19,7 @@ from sweep.plan.spec import RunSpec
 class RunResult:
     """`result.json`. status: "finished", "diverged" or "failed", with the reason for the latter two.
 
-    loss, loss_se: held-out, nats a token, None unless finished. flops: exact, of the whole run;
+    loss, loss_se: held-out, nats a token, None unless finished, and for a trunk. flops: exact, of the whole run;
     flops_6nd: 6·N·D with N non-embedding. peak_bytes: of the device, or of the process on a CPU.
     resumes: how many times it went on from a checkpoint.
     """

@@ -13,14 +13,14 @@ def rate_factor(schedule: ScheduleSpec, step: int, steps: int) -> float:
     Warmup is linear and reaches 1 at step `warmup_steps - 1`. "wsd" then stays at 1 and comes down
     over the last `decay_steps` updates, linearly or as 1 - sqrt(progress) (Hägele et al. 2024,
     arXiv 2405.18392, section 3); "cosine" comes down over everything after the warmup (Loshchilov
-    & Hutter 2017, 1608.03983). Progress counts the updates already made in the decay, so the last
+    & Hutter 2017, 1608.03983); "constant" stays. Progress counts the updates already made in the decay, so the last
     one still moves the weights when `final` is 0.
     """
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     decay_steps = steps - schedule.warmup_steps if schedule.kind == "cosine" else schedule.decay_steps
     decayed = step - (steps - decay_steps)
-    if decayed <= 0:
+    if schedule.kind == "constant" or decayed <= 0:
         return 1.0
     progress = decayed / decay_steps
     if schedule.kind == "cosine":

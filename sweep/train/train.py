@@ -21,7 +21,7 @@ from models.transfer import build_decoder, initialise
 from sweep.data.batches import TokenBatches, heldout_blocks
 from sweep.files import RunFolder, write_atomically
 from sweep.plan.spec import RunSpec
-from sweep.train.checkpoint import TrainingState, load_checkpoint, save_checkpoint, save_final_weights
+from sweep.train.checkpoint import TrainingState, load_checkpoint, load_trunk, save_checkpoint, save_final_weights
 from sweep.train.evaluate import Evaluation, evaluate
 from sweep.train.optimizer import MuonAndAdamW, build_optimizer
 from sweep.train.result import RunResult, result_for
@@ -37,7 +37,8 @@ class Execution:
     """How and where a run runs; nothing here changes its result beyond rounding.
 
     micro_batch_sequences: sequences that go through the model at once; evaluations: how many times
-    the held-out loss is measured before the end; checkpoint_seconds: wall time between checkpoints.
+    the held-out loss is measured before the end; checkpoint_seconds: wall time between checkpoints;
+    parent: id of the trunk whose checkpoint the run goes on from, in the same sweep.
     """
 
     device: str
@@ -48,6 +49,7 @@ class Execution:
     evaluations: int
     checkpoint_seconds: float
     compile: bool
+    parent: str | None = None
 
 
 class Stopped(Exception):
@@ -99,7 +101,8 @@ def build_learner(spec: RunSpec, execution: Execution) -> Learner:
 
 
 def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: Callable[[], bool]) -> RunResult:
-    """Train one run to its end, from its checkpoint if it has one.
+    """Train one run to its end, from its checkpoint if it has one, else from its trunk's. A trunk leaves
+    its own behind, and is not evaluated. Where a trunk has left none, all updates are made here.
 
     Returns a result with status "finished" or "diverged". Raises Stopped, after a checkpoint, once
     `should_stop()` is true; whatever else goes wrong is raised as it is.
@@ -115,7 +118,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
         evaluate, learner.forward, blocks, block_bytes, execution.micro_batch_sequences, learner.autocast
     )
     save = partial(save_checkpoint, folder, spec.run_id, model=learner.model, optimizer=learner.optimizer)
-    state = load_checkpoint(folder, spec.run_id, learner.model, learner.optimizer) or TrainingState(0, 0.0, 0)
+    state = first_state(spec, execution, folder, learner)
     metrics = MetricsLog(folder.metrics, spec, resume_after=state.step)
     evaluate_at = {spec.steps * (i + 1) // (execution.evaluations + 1) for i in range(execution.evaluations)}
     ceiling = EXPLODED * math.log(spec.shape.vocab_size)
@@ -144,6 +147,10 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
                 saved = time.monotonic()
                 if should_stop():
                     raise Stopped
+    if spec.is_trunk:
+        state.seconds = before + time.monotonic() - started
+        save(state=state)
+        return result_for(spec, "finished", state.step, **_seen(spec, batches), **_timing(spec, state, execution))
     final = measure()
     state.seconds = before + time.monotonic() - started
     metrics.evaluation(state, final)
@@ -158,10 +165,24 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
         loss_se=final.loss_se,
         bits_per_byte=final.bits_per_byte,
         eval_tokens=final.tokens,
-        unique_tokens=batches.unique_tokens(spec.tokens),
-        epochs=batches.epochs(spec.tokens),
+        **_seen(spec, batches),
         **_timing(spec, state, execution),
     )
+
+
+def first_state(spec: RunSpec, execution: Execution, folder: RunFolder, learner: Learner) -> TrainingState:
+    """Where the run stands before this process' first update, with the learner brought there."""
+    state = load_checkpoint(folder, spec.run_id, learner.model, learner.optimizer)
+    if state is None and execution.parent is not None:
+        trunk = folder.sibling(execution.parent)
+        state = load_trunk(trunk, execution.parent, spec.decay_start, learner.model, learner.optimizer)
+        if state is None:
+            print(f"trunk {execution.parent} has left no checkpoint: training from the first update", flush=True)
+    return state or TrainingState(0, 0.0, 0)
+
+
+def _seen(spec: RunSpec, batches: TokenBatches) -> dict:
+    return {"unique_tokens": batches.unique_tokens(spec.tokens), "epochs": batches.epochs(spec.tokens)}
 
 
 def _diverged(
@@ -174,9 +195,10 @@ def _diverged(
 
 
 def _timing(spec: RunSpec, state: TrainingState, execution: Execution) -> dict:
+    own_tokens = (state.step - state.from_step) * spec.batch_tokens
     return {
         "wall_seconds": round(state.seconds, 3),
-        "tokens_per_second": round(state.step * spec.batch_tokens / max(state.seconds, 1e-9), 1),
+        "tokens_per_second": round(own_tokens / max(state.seconds, 1e-9), 1),
         "device": device_name(execution.device),
         "resumes": state.resumes,
         "peak_bytes": peak_bytes(execution.device),
