@@ -158,7 +158,7 @@ def test_the_plan_says_what_is_extrapolated_and_what_is_not_used(compose):
     config = compose(*CPU, "optim.rule=steplaw", "param=sp")
     planned = cells(config, VOCAB)
     unused, beyond = notes(planned)
-    assert "optim.lr," in unused and "not used" in unused
+    assert "optim.rule=steplaw does not use " in unused and "optim.lr," in unused
     assert "times below its range" in beyond and f"so for {len(planned)} of {len(planned)} runs" in beyond
     (only,) = notes(cells(compose(*CPU, "optim.rule=constant"), VOCAB))
     assert "optim.lr_exponent" in only and "optim.lr," not in only

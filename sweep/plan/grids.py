@@ -156,7 +156,7 @@ def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
         axes = {axis: point.pop(axis, getattr(config.grid, axis)) for axis in AXES}
         varied = with_values(config, point)
         for key in UNUSED[varied.optim.rule] & point.keys():
-            raise ConfigError(f"grid.over: {key} means nothing to optim.rule={varied.optim.rule}: it has its own value")
+            raise ConfigError(f"grid.over: {key} means nothing to optim.rule={varied.optim.rule}")
         for axis, value in axes.items():
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise ConfigError(f"grid.over: {axis}: {value!r} is not a positive number")

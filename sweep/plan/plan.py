@@ -74,14 +74,14 @@ def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
 
 def notes(cells: Sequence[Cell]) -> list[str]:
     """What the user should know of the rule that gives these cells their batch and rate: which keys it
-    puts its own values in the place of, and how far the first cell outside of its range lies from it."""
+    does not use, and how far the first cell outside of its range lies from it."""
     by_rule: dict[str, list[Cell]] = {}
     for cell in cells:
         by_rule.setdefault(cell.config.optim.rule, []).append(cell)
     said = []
     for rule, theirs in by_rule.items():
         if rules.UNUSED[rule]:
-            said.append(f"optim.rule={rule} has its own values; not used: {', '.join(sorted(rules.UNUSED[rule]))}")
+            said.append(f"optim.rule={rule} does not use {', '.join(sorted(rules.UNUSED[rule]))}")
         seen = [(cell.params, rules.followed_tokens(cell.config.optim, cell.params, cell.tokens)) for cell in theirs]
         beyond = [why for params, tokens in seen if (why := rules.outside(rule, params, tokens))]
         if beyond:

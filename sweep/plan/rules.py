@@ -141,7 +141,7 @@ UNUSED: dict[str, set[str]] = {
     "olmo": _PORIAN | {"optim.weight_decay", "optim.weight_decay_timescale"},
     "steplaw": _RATE | _BATCH,
 }
-"""Keys of the configuration that a rule puts its own value in the place of."""
+"""Keys of the configuration that a rule does not use, or puts a value of its own in the place of."""
 
 
 def outside(rule: str, params: float, tokens: float) -> str | None:

@@ -70,7 +70,7 @@ def load_checkpoint(
 
 
 def load_trunk(
-    folder: RunFolder, run_id: str, last_step: int, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, last_step: int, model: nn.Module, optimizer: Optimizer
 ) -> TrainingState | None:
     """Restore model and optimizer in place from the end of the trunk `run_id`, for a run that shares its
     first `last_step` updates; None where the trunk has left no checkpoint.
@@ -85,7 +85,7 @@ def load_trunk(
     return TrainingState(content["step"], seconds=0.0, resumes=0, from_step=content["step"])
 
 
-def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
     path = _state_path(folder)
     if not path.exists():
         return None
