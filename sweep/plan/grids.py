@@ -15,6 +15,7 @@ from typing import Any
 from models.config import DecoderShape
 from models.count import count_parameters, training_flops_per_token
 from models.sizes import FamilyRule, nearest_shape
+from sweep.plan.rules import UNUSED
 from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, LrGrid, SweepConfig, with_values
 
 
@@ -158,6 +159,8 @@ def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
         point = dict(zip(over, values))
         axes = {axis: point.pop(axis, getattr(config.grid, axis)) for axis in AXES}
         varied = with_values(config, point)
+        for key in UNUSED[varied.optim.rule] & point.keys():
+            raise ConfigError(f"grid.over: {key} means nothing to optim.rule={varied.optim.rule}")
         for axis, value in axes.items():
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise ConfigError(f"grid.over: {axis}: {value!r} is not a positive number")
