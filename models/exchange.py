@@ -108,13 +108,15 @@ def parameters(shape: DecoderShape) -> dict[str, Tensor]:
 
 def check_sizes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Raises ValueError unless `found` has the names and sizes of `wanted`."""
-    for what, names in (("lacks", wanted.keys() - found.keys()), ("has unknown", found.keys() - wanted.keys())):
+    lacking, unknown = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    for what, names in (("lacks", lacking), ("has unknown", unknown)):
         if names:
             some = ", ".join(sorted(names)[:3])
             raise ValueError(f"the model {what} {len(names)} of {len(wanted)} tensors ({some}, ...)")
     for name, tensor in wanted.items():
         if found[name].shape != tensor.shape:
-            raise ValueError(f"{name} is of size {tuple(found[name].shape)}; the shape wants {tuple(tensor.shape)}")
+            sizes = tuple(found[name].shape), tuple(tensor.shape)
+            raise ValueError(f"{name} is of size {sizes[0]}; the shape wants {sizes[1]}")
 
 
 def architecture(shape: DecoderShape) -> str:
@@ -124,8 +126,8 @@ def architecture(shape: DecoderShape) -> str:
     """
     if shape.activation != GATED_BY_SILU:
         raise ValueError(
-            f"activation {shape.activation!r} has no counterpart: LlamaForCausalLM and Qwen3ForCausalLM have a "
-            f"gated feed-forward, and {GATED_BY_SILU!r} is the one gate that others read from such a folder"
+            f"activation {shape.activation!r} has no counterpart: LlamaForCausalLM and Qwen3ForCausalLM have "
+            f"a feed-forward gated by SiLU, here {GATED_BY_SILU!r}"
         )
     return "Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"
 
@@ -185,7 +187,9 @@ def from_config(config: Mapping[str, Any]) -> DecoderShape:
     tied = bool(config.get("tie_word_embeddings", False))
     sizes = {ours: config[theirs] for ours, theirs in names.items()}
     shape = DecoderShape(**sizes, activation=GATED_BY_SILU, qk_norm=kind == "qwen3", tied=tied)
-    rotary = {"rope_type": "default", **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rotary = {"rope_type": "default"}
+    for before_5_or_since in ("rope_scaling", "rope_parameters"):
+        rotary |= config.get(before_5_or_since) or {}
     wanted_and_found = {
         **{name: (wanted, config.get(name, wanted)) for name, wanted in FIXED.items()},
         "num_key_value_heads": (shape.n_head, config.get("num_key_value_heads")),
@@ -209,12 +213,10 @@ def to_hugging_face(tensors: Mapping[str, Tensor], shape: DecoderShape) -> dict[
     Raises ValueError for an architecture without a counterpart.
     """
     architecture(shape)
-    result = {"model.embed_tokens.weight": tensors["embedding.weight"], "model.norm.weight": tensors["norm.gain"]}
-    if not shape.tied:
-        result["lm_head.weight"] = tensors["head.weight"]
+    result = {theirs: tensors[ours] for theirs, ours in outside_layers(shape).items()}
     for layer in range(shape.n_layer):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
-        for (their_name, our_name) in WHOLE.items():
+        for their_name, our_name in WHOLE.items():
             result[theirs + their_name] = tensors[ours + our_name]
         for their_names, our_name in parts(shape).items():
             pieces = tensors[ours + our_name].chunk(len(their_names))
@@ -229,17 +231,21 @@ def from_hugging_face(tensors: Mapping[str, Tensor], shape: DecoderShape) -> dic
     Raises ValueError for a tensor that is missing, unknown or of another size.
     """
     check_sizes(tensors, to_hugging_face(parameters(shape), shape))
-    result = {"embedding.weight": tensors["model.embed_tokens.weight"], "norm.gain": tensors["model.norm.weight"]}
-    if not shape.tied:
-        result["head.weight"] = tensors["lm_head.weight"]
+    result = {ours: tensors[theirs] for theirs, ours in outside_layers(shape).items()}
     for layer in range(shape.n_layer):
         ours, theirs = f"blocks.{layer}.", f"model.layers.{layer}."
-        for (their_name, our_name) in WHOLE.items():
+        for their_name, our_name in WHOLE.items():
             result[ours + our_name] = tensors[theirs + their_name]
         for their_names, our_name in parts(shape).items():
             join = torch.stack if our_name == "attention.qk_gain" else torch.cat
             result[ours + our_name] = join([tensors[theirs + name] for name in their_names])
     return result
+
+
+def outside_layers(shape: DecoderShape) -> dict[str, str]:
+    """Tensors before and after the layers, by their name there."""
+    result = {"model.embed_tokens.weight": "embedding.weight", "model.norm.weight": "norm.gain"}
+    return result if shape.tied else {**result, "lm_head.weight": "head.weight"}
 
 
 WHOLE = {

@@ -1,4 +1,4 @@
-"""`sweep export RUN_DIR DIR` and `sweep import DIR RUN_DIR`: a run's model to and from Hugging Face format."""
+"""`sweep export RUN_DIR DIR`, `sweep import DIR RUN_DIR`: a run's model to and from Hugging Face format."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def export_command(arguments: Sequence[str]) -> int:
         write_hugging_face(weights, partial, data[1].end_of_document if data else None)
         for name, content in (tokenizer or {}).items():
             (partial / name).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{asked.folder}: {architecture(weights.shape)}, {count_parameters(weights.shape).total:,} parameters")
+    parameters = count_parameters(weights.shape).total
+    print(f"{asked.folder}: {architecture(weights.shape)}, {parameters:,} parameters, float32")
     if tokenizer is None:
         print(f"without a tokenizer: {missing or 'the corpus is token ids without text'}")
     return 0
@@ -49,7 +50,7 @@ def export_command(arguments: Sequence[str]) -> int:
 
 def import_command(arguments: Sequence[str]) -> int:
     """`sweep import DIR RUN_DIR`. Raises ValueError or OSError with nothing written."""
-    parser = ArgumentParser("sweep import", description="Inverse of sweep export: Hugging Face format to ours.")
+    parser = ArgumentParser("sweep import", description="Inverse of sweep export: read Hugging Face format.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="config.json and model.safetensors")
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="where to; must not exist, or be empty")
     asked = parser.parse_args(arguments)
@@ -74,7 +75,8 @@ def read_run(run: RunFolder) -> Weights:
             fields = read_json(run.architecture)
             shape, multipliers = DecoderShape(**fields["shape"]), Multipliers(**fields["multipliers"])
         else:
-            raise ValueError(f"{run.path} is no run: it has neither {run.spec.name} nor {run.architecture.name}")
+            names = f"neither {run.spec.name} nor {run.architecture.name}"
+            raise ValueError(f"{run.path} is no run: it has {names}")
     except (TypeError, KeyError) as error:
         raise ValueError(f"{run.path} was written by another version of this program: {error}") from error
     if not run.weights.exists():
@@ -103,8 +105,8 @@ def write_imported(weights: Weights, run: RunFolder) -> None:
     """Write weights and shape so that `read_run` reads them back."""
     run.weights.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in weights.tensors.items()}, run.weights)
-    fields = {"shape": dataclasses.asdict(weights.shape), "multipliers": dataclasses.asdict(weights.multipliers)}
-    write_json(run.architecture, fields)
+    parts = {"shape": weights.shape, "multipliers": weights.multipliers}
+    write_json(run.architecture, {name: dataclasses.asdict(part) for name, part in parts.items()})
 
 
 def prepared_corpus(run: RunFolder) -> tuple[tuple[Path, ShardHeader] | None, str]:
@@ -137,6 +139,7 @@ def tokenizer_of(data: tuple[Path, ShardHeader], seq_len: int) -> dict[str, Any]
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": token_of(backend, header.end_of_document),
         "model_max_length": seq_len,
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # a special token spelt out in a document was text like any other
     }
@@ -168,7 +171,7 @@ def byte_level_tokenizer() -> dict[str, Any]:
 def byte_characters() -> list[str]:
     """The character that byte-level tokenizers write for each byte (GPT-2's encoder.py, bytes_to_unicode):
     itself where it is printable in Latin-1, else the next from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 

@@ -6,7 +6,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +18,28 @@ import torch.nn.functional as F
 
 from models.config import DecoderShape
 from models.decoder import Decoder, token_losses
-from models.exchange import Multipliers, Weights, from_config, read_hugging_face, to_config, to_hugging_face
-from models.exchange import write_hugging_face
+from models.exchange import (
+    Multipliers,
+    Weights,
+    from_config,
+    read_hugging_face,
+    to_config,
+    to_hugging_face,
+    write_hugging_face,
+)
 from models.transfer import PARAMETRISATIONS
-from sweep.commands import run_command
+from sweep.commands import COMMANDS, run_command
 from sweep.data.batches import heldout_blocks
 from sweep.data.corpus import SourceConfig
 from sweep.data.shards import TOKENIZER
-from sweep.data.tokenizer import ByteTokenizer, TokenizerConfig, train_bpe
+from sweep.data.tokenizer import ByteTokenizer, TokenizerConfig, load_tokenizer, train_bpe
 from sweep.data.tokens import prepare
 from sweep.exchange import byte_level_tokenizer, read_run
 from sweep.files import RunFolder, read_json, write_json
 from sweep.train.train import Execution, train
 
+ROOT = Path(__file__).resolve().parent.parent
+NO_RUN = "nowhere is no run: it has neither spec.json nor architecture.json"
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed (extra: dev)"
 )
@@ -43,7 +54,10 @@ SHAPES = [
 FACTORS = [Multipliers(), Multipliers(output=0.25), Multipliers(output=2 / 3), Multipliers(1.5, 0.5)]
 
 
-def random_weights(shape: DecoderShape, multipliers: Multipliers = Multipliers()) -> Weights:
+PLAIN = Multipliers()
+
+
+def random_weights(shape: DecoderShape, multipliers: Multipliers = PLAIN) -> Weights:
     """No tensor at its start, where gains are one and projections zero and an exchange of two goes unseen."""
     generator = torch.Generator().manual_seed(1)
     tensors = {}
@@ -112,9 +126,15 @@ def test_twenty_steps_of_adamw_lead_to_the_same_loss(shape, output, tmp_path):
 
     def trained(model, gain: str, factor: float, logits) -> list[float]:
         named = dict(model.named_parameters())
-        folded = named.pop(gain)  # AdamW moves it by the rate, so a gain times f wants f times the rate
-        groups = [{"params": list(named.values())}, {"params": [folded], "lr": 3e-3 * factor, "eps": 1e-8 / factor}]
-        optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        # AdamW moves a gain by the rate whatever its gradient's size: one times f wants f times the rate
+        folded = {
+            "params": [named.pop(gain)],
+            "lr": 3e-3 * factor,
+            "eps": 1e-8 / factor,
+            "weight_decay": 0.1 / factor,
+        }
+        rest = {"params": list(named.values())}
+        optimizer = torch.optim.AdamW([rest, folded], lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
         losses = []
         for step in range(21):
             tokens = random_tokens(shape, batch=4, seed=step % 5)
@@ -144,7 +164,8 @@ def test_what_transformers_saves_after_training_is_read_back(tmp_path):
     back = read_hugging_face(tmp_path / "saved")
     assert back.multipliers == weights.multipliers
     assert not torch.equal(back.tensors["norm.gain"], weights.tensors["norm.gain"])
-    torch.testing.assert_close(back.decoder()(tokens[:, :-1]), theirs(tokens[:, :-1]).logits, rtol=0, atol=1e-5)
+    our_logits, their_logits = back.decoder()(tokens[:, :-1]), theirs(tokens[:, :-1]).logits
+    torch.testing.assert_close(our_logits, their_logits, rtol=0, atol=1e-5)
 
 
 @needs_transformers
@@ -181,7 +202,8 @@ def test_what_is_exported_comes_back(shape, multipliers, tmp_path):
 def test_a_multiplier_in_the_weights_is_the_same_function(shape):
     weights = random_weights(shape, Multipliers(output=0.3))
     tokens = random_tokens(shape, batch=2)[:, :-1]
-    torch.testing.assert_close(weights.decoder()(tokens), weights.folded().decoder()(tokens), rtol=0, atol=1e-6)
+    plain, folded = weights.decoder(), weights.folded().decoder()
+    torch.testing.assert_close(plain(tokens), folded(tokens), rtol=0, atol=1e-6)
     with_residual = replace(weights, multipliers=Multipliers(residual=0.5)).folded()
     for name, tensor in with_residual.tensors.items():
         halved = name.endswith(("attention.out.weight", "feed_forward.out.weight"))
@@ -206,6 +228,7 @@ def test_an_architecture_without_a_counterpart_is_refused(activation, tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"attention_bias": True}, "attention_bias=True"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_type='llama3'.*rope_theta=5"),
+        ({"rope_scaling": {"rope_type": "linear"}, "rope_parameters": None}, "rope_type='linear'"),
         ({"rope_parameters": None, "rope_theta": 5e5}, "rope_theta=500000"),
         ({"hidden_size": None}, "no whole number for hidden_size"),
     ],
@@ -238,7 +261,7 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory, tiny_spec):
-    """trained_run(data folder, fingerprint, **changes): the folder of a finished run, as a worker leaves it."""
+    """trained_run(data folder, fingerprint, **changes): a finished run's folder, as a worker leaves it."""
 
     def run(data: Path, fingerprint: str = "f00d", **changes) -> Path:
         spec = tiny_spec(data={"fingerprint": fingerprint}, **changes)
@@ -267,10 +290,14 @@ def test_a_trained_run_has_its_loss_in_transformers_too(trained_run, corpus, par
         loss = mean_loss(theirs(tokens[:, :-1]).logits, tokens).item()
         assert loss < np.log(32) - 0.1
         assert loss == pytest.approx(read_json(run / "result.json")["loss"], abs=1e-5)
-        assert token_losses(read_run(RunFolder(run)).decoder(), tokens).mean().item() == pytest.approx(loss, abs=1e-5)
+        again = token_losses(read_run(RunFolder(run)).decoder(), tokens).mean().item()
+        assert again == pytest.approx(loss, abs=1e-5)
 
 
-TEXT = [f"def f{i}(x):\n    return x + {i}  # naïve Ω {'ab' * (i % 7)} \t𝒳\x00 <|endoftext|>\n" for i in range(400)]
+TEXT = [
+    f"def f{i}(x):\n    return x + {i}  # naïve Ω {'ab' * (i % 7)} \t𝒳\x00 <|endoftext|>\n"
+    for i in range(400)
+]
 
 
 @pytest.fixture(scope="module")
@@ -281,8 +308,9 @@ def text_corpus(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
 
     def prepared(tokenizer: TokenizerConfig):
-        config = SourceConfig(kind="text", path=(str(source),))
-        return prepare(config, tokenizer, heldout_fraction=0.2, tokens_wanted=None, cache=cache, say=lambda line: None)
+        text = SourceConfig(kind="text", path=(str(source),))
+        options = {"heldout_fraction": 0.2, "tokens_wanted": None, "cache": cache, "say": lambda line: None}
+        return prepare(text, tokenizer, **options)
 
     return prepared
 
@@ -293,7 +321,8 @@ def tokenizer_file(tmp_path_factory) -> Path:
     from tokenizers.processors import TemplateProcessing
 
     backend = train_bpe([text.encode() for text in TEXT], 300).backend
-    backend.post_processor = TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 299)])
+    start = ("<|endoftext|>", 299)
+    backend.post_processor = TemplateProcessing(single=f"{start[0]} $A", special_tokens=[start])
     path = tmp_path_factory.mktemp("tokenizer") / "own.json"
     backend.save(str(path))
     return path
@@ -318,12 +347,11 @@ def test_a_trained_model_opens_with_its_tokenizer_and_generates(
     )
     assert run_command(["export", str(run), str(tmp_path / "hf")]) == 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
-    trained_with = ByteTokenizer() if kind == "bytes" else train_bpe([t.encode() for t in TEXT], 300)
-    if kind == "bpe":
-        from tokenizers import Tokenizer
-        from sweep.data.tokenizer import FastTokenizer
-
-        trained_with = FastTokenizer(Tokenizer.from_file(str(Path(facts.folder) / TOKENIZER)), 299)
+    trained_with = {
+        "bytes": ByteTokenizer,
+        "bpe": lambda: load_tokenizer(TokenizerConfig("file", path=str(Path(facts.folder) / TOKENIZER))),
+        "file": lambda: load_tokenizer(config),
+    }[kind]()
     for text in TEXT[:20]:
         ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
         assert ids == trained_with.encode([text.encode()])[0].tolist()
@@ -351,7 +379,8 @@ def test_bytes_are_exact_as_a_tokenizer_json():
     text = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x10FFFF, 97)]))
     assert backend.encode(text).ids == list(text.encode())
     assert backend.decode(list(text.encode())) == text
-    assert {byte for byte in text.encode()} == set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}  # never in UTF-8
+    never_in_utf8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+    assert set(text.encode()) == set(range(256)) - never_in_utf8
     assert backend.get_vocab_size() == ByteTokenizer.vocab_size
     assert backend.token_to_id("<|endoftext|>") == ByteTokenizer.end_of_document
 
@@ -412,11 +441,36 @@ def test_a_run_whose_corpus_is_gone_is_exported_without_tokenizer(trained_run, c
         assert not (tmp_path / said / "tokenizer.json").exists()
 
 
-def test_commands_are_found_before_the_experiment():
+def test_what_is_no_command_is_left_to_the_experiment():
     assert run_command([]) is None
     assert run_command(["+grid=isoflop"]) is None
-    for arguments, status, said in ((["export", "nowhere", "hf"], 2, "sweep export: nowhere is no run"),
-                                    (["import", "-h"], 0, "usage: sweep import [-h] DIR RUN_DIR"),
-                                    (["export"], 2, "required: RUN_DIR, DIR")):
-        done = subprocess.run([sys.executable, "-m", "sweep", *arguments], capture_output=True, text=True)
-        assert (done.returncode, said in done.stdout + done.stderr) == (status, True), done
+    assert run_command(["+grid=isoflop", "export"]) is None
+
+
+@pytest.mark.parametrize(
+    "arguments, status, said",
+    [
+        (["export", "nowhere", "hf"], 2, "sweep export: nowhere is no run"),
+        (["import", "nowhere", "run"], 2, "sweep import: nowhere has no config.json"),
+        (["export"], 2, "required: RUN_DIR, DIR"),
+        (["import", "-h"], 0, "usage: sweep import [-h] DIR RUN_DIR"),
+    ],
+)
+def test_the_console_script_runs_commands(arguments, status, said, monkeypatch, capsys):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, function = scripts["sweep"].split(":")
+    monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        getattr(import_module(module), function)()
+    assert ended.value.code == status
+    assert said in "".join(capsys.readouterr())
+
+
+def test_a_fresh_interpreter_finds_commands_and_names_them_in_its_help():
+    python = [sys.executable, "-m", "sweep"]
+    told = {"capture_output": True, "text": True, "cwd": ROOT, "check": False}
+    refused = subprocess.run([*python, "export", "nowhere", "hf"], **told)
+    assert (refused.returncode, refused.stderr) == (2, f"sweep export: {NO_RUN}\n")
+    helped = subprocess.run([*python, "--help"], **told)
+    assert helped.returncode == 0
+    assert all(f"sweep {name} " in helped.stdout for name in COMMANDS)
