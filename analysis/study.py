@@ -26,6 +26,7 @@ from analysis.values import (
     Verdict,
     latest,
 )
+from analysis.windows import planned_budgets
 
 SAME_RUN = 1e-6
 """Relative difference in N and D within which a holdout is the predicted run: counts printed to
@@ -192,8 +193,9 @@ def _problems(
     for fit in known.fits:
         if fit.status != Status.CONVERGED:
             problems.append(f"The {fit.law} law's fit is {fit.status.value}: {fit.reason}.")
-    for reason in dict.fromkeys(curve.reason for curve in known.isoflops if not curve.bracketed):
-        groups = [curve.group for curve in known.isoflops if curve.reason == reason]
+    planned = known.isoflops if planned_budgets(known.runs) else ()
+    for reason in dict.fromkeys(curve.reason for curve in planned if not curve.bracketed):
+        groups = [curve.group for curve in planned if curve.reason == reason]
         which = groups[0] if len(groups) == 1 else f"{len(groups)} of {len(known.isoflops)} budgets"
         problems.append(f"IsoFLOP curve of {which}: {reason}.")
     unfinished = [row for row in table.rows if row.role == "holdout" and row.status in ("failed", "diverged")]
@@ -210,7 +212,7 @@ def _problems(
             f"FLOPs a token are no smooth function of N here (off by up to {100 * known.cost.worst:.0f}%), "
             "so compute-optimal sizes are rough."
         )
-    problems += _biased(known, predictions)
+    problems += _biased(known, predictions) if planned else []
     exclusions = (*table.exclusions, *known.outliers)
     if exclusions:
         kinds = Counter(_kind(exclusion.reason) for exclusion in exclusions)

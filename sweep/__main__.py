@@ -1,5 +1,4 @@
-"""`python -m sweep +grid=NAME`, or the console script `sweep`: compose, check, run the experiment; or, with
-the name of a command (sweep/commands.py) in the first place, that."""
+"""`python -m sweep +grid=NAME`, or the console script `sweep`: compose, check, run the experiment."""
 
 from __future__ import annotations
 
@@ -69,7 +68,7 @@ def experiment(composed: DictConfig) -> None:
 
 
 def main() -> None:
-    """Run the command that the first argument names, else the experiment."""
+    """A command of `sweep.commands` where the first argument names one, else the experiment."""
     status = run_command(sys.argv[1:])
     if status is not None:
         sys.exit(status)

@@ -27,7 +27,7 @@ from sweep.files import RunFolder, read_json, write_json
 from sweep.plan.spec import RunSpec
 
 
-def export_command(arguments: Sequence[str]) -> int:
+def export_main(arguments: Sequence[str]) -> int:
     """`sweep export RUN_DIR DIR`. Raises ValueError or OSError with nothing written."""
     parser = ArgumentParser("sweep export", description="Write a run's final weights in Hugging Face format.")
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run of a sweep: OUT/runs/RUN_ID")
@@ -48,7 +48,7 @@ def export_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def import_command(arguments: Sequence[str]) -> int:
+def import_main(arguments: Sequence[str]) -> int:
     """`sweep import DIR RUN_DIR`. Raises ValueError or OSError with nothing written."""
     parser = ArgumentParser("sweep import", description="Inverse of sweep export: read Hugging Face format.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="config.json and model.safetensors")

@@ -450,8 +450,8 @@ def test_what_is_no_command_is_left_to_the_experiment():
 @pytest.mark.parametrize(
     "arguments, status, said",
     [
-        (["export", "nowhere", "hf"], 2, "sweep export: nowhere is no run"),
-        (["import", "nowhere", "run"], 2, "sweep import: nowhere has no config.json"),
+        (["export", "nowhere", "hf"], 2, "nowhere is no run"),
+        (["import", "nowhere", "run"], 2, "nowhere has no config.json"),
         (["export"], 2, "required: RUN_DIR, DIR"),
         (["import", "-h"], 0, "usage: sweep import [-h] DIR RUN_DIR"),
     ],
@@ -470,7 +470,7 @@ def test_a_fresh_interpreter_finds_commands_and_names_them_in_its_help():
     python = [sys.executable, "-m", "sweep"]
     told = {"capture_output": True, "text": True, "cwd": ROOT, "check": False}
     refused = subprocess.run([*python, "export", "nowhere", "hf"], **told)
-    assert (refused.returncode, refused.stderr) == (2, f"sweep export: {NO_RUN}\n")
+    assert (refused.returncode, refused.stderr) == (2, f"{NO_RUN}\n")
     helped = subprocess.run([*python, "--help"], **told)
     assert helped.returncode == 0
     assert all(f"sweep {name} " in helped.stdout for name in COMMANDS)

@@ -59,7 +59,7 @@ def tally(analysis: Analysis) -> str:
 def units(analysis: Analysis) -> str:
     return (
         f"N counts {words.parameters(analysis.params_kind)}, D training tokens (repeats included), C "
-        f"training FLOPs ({analysis.flops_kind}). A loss is held-out cross-entropy in nats a token. "
+        f"training FLOPs ({analysis.flops_kind}). A loss is the table's cross-entropy, in nats a token. "
         "Intervals are 90% intervals."
     )
 
@@ -117,7 +117,7 @@ def _outcome(prediction: Prediction, others: Sequence[Prediction]) -> str:
     side = "high" if measured.error_pct > 0 else "low"
     where = "inside" if measured.inside else "outside"
     return (
-        f"Trained afterwards, it measured {loss}{runs}: the prediction was "
+        f"The run measured {loss}{runs}, which was read afterwards: the prediction was "
         f"{words.percent(abs(measured.error_pct))} too {side}, and the measurement lies {where} the interval"
         f"{_others(others)}."
     )

@@ -61,7 +61,7 @@ def contours(analysis: Analysis) -> Drawing | None:
     if frontier is not None:
         caption += "; the blue line spends every budget best, and runs far off it could have done better"
     if analysis.predictions:
-        caption += "; a star is the target: how far it lies from the dots is how far the law must carry"
+        caption += f"; {_key(analysis)}: how far it lies from the dots is how far the law must carry"
     return Drawing("contours", "Loss over size and data", f"{caption}.", figure)
 
 
@@ -74,6 +74,11 @@ def _tell_apart(axes: Axes, labels: Sequence[Text], stars: Sequence[Prediction])
             at, of_star = axes.transAxes.inverted().transform(axes.transData.transform(points))
             if np.abs(at - of_star).max() < NEAR:
                 label.set_visible(False)
+
+
+def _key(analysis: Analysis) -> str:
+    others = len(latest(analysis.predictions)) - TARGETS_LABELLED
+    return "a star is " + ("the dearest target, rings the others" if others > 0 else "a target")
 
 
 def _stars(axes: Axes, predictions: Sequence[Prediction], x: str, y: str) -> None:
@@ -101,7 +106,7 @@ def allocation(analysis: Analysis) -> Drawing | None:
     if analysis.published:
         caption += ", dotted ones have the published slopes, drawn through the middle of ours"
     if analysis.predictions:
-        caption += "; a star is the target"
+        caption += f"; {_key(analysis)}"
     return Drawing("optimal-allocation", "Optimal size and data against compute", f"{caption}.", figure)
 
 
