@@ -104,7 +104,7 @@ def save_final_weights(folder: RunFolder, model: nn.Module) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
     temporary = folder.checkpoint / "model.safetensors.tmp"
     save_file(tensors, temporary)
-    os.replace(temporary, folder.checkpoint / "model.safetensors")
+    os.replace(temporary, folder.weights)
 
 
 def discard_checkpoint(folder: RunFolder) -> None:
