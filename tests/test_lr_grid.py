@@ -95,7 +95,7 @@ def test_a_rate_that_diverged_brackets_and_all_diverged_extend_nothing(compose):
     "change, message",
     [
         ("grid.widths=[16,18]", "grid.widths: 18 gives no whole number of layers and heads"),
-        ("grid.param=[mup,ntk]", "grid.param: 'ntk' is none of mup, sp"),
+        ("grid.param=[mup,ntk]", "grid.param: 'ntk' is none of mup, completep, sp"),
         ("grid.param=[mup,mup]", "grid.param: .* has one twice"),
         ("grid.widths=[]", "grid.widths: an empty list"),
         ("grid.rates=2", "grid.rates: 2 cannot bracket an optimum"),
