@@ -103,6 +103,7 @@ class Sweep:
             self.execution,
             plan=self.runs,
             retries=executor.retries,
+            hang_seconds=None if executor.hang_minutes is None else 60 * executor.hang_minutes,
             progress=progress_for(),
             mirror=mirror,
         )
@@ -149,6 +150,12 @@ def run(config: SweepConfig) -> int:
     provisional = target_cell(config, vocab_size, provisional_target_params(config))
     wanted = [*first, *([provisional] if provisional else [])]
     check_folder(folder, config)
+    if changed := provenance.changed_versions(folder):
+        out.print(
+            "code or libraries have changed since this folder's last command; runs that are done are kept, since a "
+            f"change of the recipe would have changed their ids: {'; '.join(changed)}",
+            markup=False,
+        )
 
     streamed = source.kind == "hf"
     facts = None if streamed else prepare_corpus(config, tokens_needed(wanted), out)

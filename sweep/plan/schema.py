@@ -7,6 +7,7 @@ SweepConfig; an unknown key, a value of the wrong type or an impossible one is r
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Optional, get_type_hints
 
@@ -218,6 +219,7 @@ class ExecutorConfig:
     slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU
     per_device: int
     retries: int  # of a run whose worker died
+    hang_minutes: Optional[float]  # without a sign of life, after which a worker is killed; null: never
     checkpoint_seconds: float
     log_every: int  # steps
     evaluations: int  # of the held-out loss before the end of a run
@@ -350,7 +352,7 @@ POSITIVE = (
     "optim.clip grid.budgets grid.sizes "
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
     "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "
-    "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every"
+    "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every executor.hang_minutes"
 ).split()
 NOT_NEGATIVE = "seed optim.weight_decay grid.extensions executor.retries executor.evaluations".split()
 FRACTIONS = (
@@ -411,6 +413,8 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             f"data.eval_tokens: {config.data.eval_tokens} is not two or more whole sequences of model.seq_len="
             f"{config.model.seq_len}; use {whole}, say"
         )
+    if config.name is not None and (config.name in (".", "..") or re.search(r"[/\\\0]|^$", config.name)):
+        wrong.append(f"name: {config.name!r} is no folder's name; say where the sweep shall lie with out=")
     for key in ("grid.budgets", "grid.sizes", "grid.widths", "grid.param"):
         if lookup(config, key) == []:
             wrong.append(f"{key}: an empty list; give one value or more")
