@@ -423,9 +423,10 @@ def test_a_bad_request_is_refused_with_nothing_written(trained_run, corpus, tmp_
         assert run_command([str(argument) for argument in arguments]) == 2
         assert said in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
-    write_json(unfinished / "result.json", {"status": "diverged"})
-    assert run_command(["export", str(unfinished), str(new)]) == 2
-    assert "ended as 'diverged'" in capsys.readouterr().err
+    for status, said in (("diverged", "ended as 'diverged'"), ("finished", "a trunk leaves none")):
+        write_json(unfinished / "result.json", {"status": status})
+        assert run_command(["export", str(unfinished), str(new)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_run_whose_corpus_is_gone_is_exported_without_tokenizer(trained_run, corpus, tmp_path, capsys):
