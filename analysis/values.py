@@ -91,6 +91,7 @@ class RunRow:
     """One row of the table as it stands, used or not, for the report's list of all runs.
 
     `loss` of a holdout is None until its prediction has been written. None elsewhere: not given.
+    lr: the peak rate. param: the parametrisation under which widths share a rate, "" where not given.
     """
 
     run_id: str
@@ -105,6 +106,11 @@ class RunRow:
     lr: float | None
     wall_seconds: float | None
     reason: str = ""
+    batch_tokens: float | None = None
+    n_layer: float | None = None
+    d_model: float | None = None
+    param: str = ""
+    bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,103 @@ class TrackRecord:
     error_pct: float
     bias_pct: float
     inside: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class RateCurve:
+    """Loss against peak rate of one shape on one token count: log L = c0 + c1·x + c2·x², with
+    x = log2(rate / `centre`), through the rates around the best.
+
+    param: the parametrisation; width: d_model; either "" or None where the table has none.
+    rates, loss, seeds: the rates that finished, by increasing rate, the geometric mean of their losses
+        and how many runs it is of; arrays [rate]. failed: rates at which no run finished.
+    bracketed: rates on both sides of the best and of the parabola's minimum finished. Where they did
+        not, `optimum` (log2 of the best rate) and `penalty_pct` (of the loss, for a rate that is an octave
+        off, by the parabola) are None, and `reason` says why.
+    optimum.se, lo and hi are NaN where nothing tells how far chance moves a loss.
+    """
+
+    param: str
+    width: float | None
+    params: float
+    tokens: float
+    layers: float | None
+    run_ids: tuple[str, ...]
+    rates: np.ndarray
+    loss: np.ndarray
+    seeds: np.ndarray
+    failed: tuple[float, ...]
+    centre: float
+    coefficients: tuple[float, float, float]
+    bracketed: bool
+    optimum: Estimate | None
+    penalty_pct: float | None
+    reason: str
+
+    @property
+    def best(self) -> float:
+        """The rate of the lowest measured loss."""
+        return float(self.rates[np.argmin(self.loss)])
+
+    def loss_at(self, rates: np.ndarray) -> np.ndarray:
+        """The parabola, nats a token; same shape as `rates`."""
+        x = np.log2(np.asarray(rates, dtype=np.float64) / self.centre)
+        c0, c1, c2 = self.coefficients
+        return np.exp(c0 + c1 * x + c2 * x * x)
+
+
+@dataclass(frozen=True)
+class RateDrift:
+    """How the optimal rate moves with the width under one parametrisation, by a line through the optima.
+
+    widths: the narrowest and the widest with a bracketed optimum; curves: how many there are.
+    per_octave: octaves of rate for each doubling of the width; over_range: from the narrowest to the
+        widest; over_8x: three times the former, what the verdict is about. Their ends are NaN where no
+        noise is known.
+    cost_pct: what the widest loses, % of its loss, at the narrowest's optimal rate, by its parabola.
+    transfers: True or False where the interval of `over_8x` lies within or beyond `allowed` octaves, None
+        where the runs cannot tell. `says` is the verdict in words, with its reason.
+    """
+
+    param: str
+    tokens: float
+    widths: tuple[float, float]
+    curves: int
+    per_octave: Estimate
+    over_range: Estimate
+    over_8x: Estimate
+    cost_pct: float
+    allowed: float
+    transfers: bool | None
+    says: str
+
+
+@dataclass(frozen=True)
+class RateStudy:
+    """Every rate grid in a table. noise_pct: what chance alone moves one run's loss by, % (one standard
+    deviation), None where nothing tells; `noise_from` says what it was read from."""
+
+    curves: tuple[RateCurve, ...]
+    drifts: tuple[RateDrift, ...]
+    noise_pct: float | None
+    noise_from: str
+
+
+@dataclass(frozen=True)
+class HealthFinding:
+    """Something that makes a finished run's loss worse than its size and data would give.
+
+    kind: one of `analysis.health.KINDS`; says: what was found, in words; value against threshold, in the
+    units that `says` names; source: where the threshold is from. excluded: the run is in no fit for it.
+    """
+
+    run_id: str
+    kind: str
+    says: str
+    value: float
+    threshold: float
+    source: str
+    excluded: bool
 
 
 @dataclass(frozen=True)
@@ -311,6 +414,7 @@ class Analysis:
     conventions: the judged target under each way of counting N and C, None where there is one alone.
     advice: runs that would help most, where the verdict is not "supported".
     surface: what is predicted over N and D, as far as the runs and targets reach.
+    rates: the rate grids in the table, None where it has none. health: what is wrong with finished runs.
     records: each law's backtests, by law; records_by_distance: the same, by law and distance.
     metadata: how to do it again (command, versions, corpus fingerprint, config, ...), in order.
     """
@@ -341,4 +445,6 @@ class Analysis:
     surface: Surface | None = None
     records: tuple[TrackRecord, ...] = ()
     records_by_distance: tuple[TrackRecord, ...] = ()
+    rates: RateStudy | None = None
+    health: tuple[HealthFinding, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)

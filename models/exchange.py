@@ -71,13 +71,8 @@ class Weights:
         check_sizes(self.tensors, parameters(self.shape))
 
     def decoder(self) -> Decoder:
-        """A Decoder with a copy of these weights.
-
-        Raises ValueError for a residual multiplier, which Decoder has no place for; `folded` has none.
-        """
-        if self.multipliers.residual != 1.0:
-            raise ValueError(f"residual multiplier {self.multipliers.residual}: take folded().decoder()")
-        model = Decoder(self.shape, self.multipliers.output)
+        """A Decoder with a copy of these weights."""
+        model = Decoder(self.shape, self.multipliers.output, self.multipliers.residual)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(self.tensors[name])

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from models.config import DecoderShape
 from models.count import count_parameters
 from models.exchange import Multipliers, Weights, architecture, read_hugging_face, write_hugging_face
-from models.transfer import output_multiplier
+from models.transfer import output_multiplier, residual_multiplier
 from sweep.data.cache import current_umask
 from sweep.data.shards import TOKENIZER, ShardHeader, read_header
 from sweep.data.tokenizer import END_OF_DOCUMENT, ByteTokenizer
@@ -89,7 +89,11 @@ def read_run(run: RunFolder) -> Weights:
 
 def multipliers_of(spec: RunSpec) -> Multipliers:
     """The factors that the run's parametrisation puts beside its weights."""
-    return Multipliers(output=output_multiplier(spec.shape, spec.optim.param, spec.optim.base_width))
+    optim = spec.optim
+    return Multipliers(
+        output=output_multiplier(spec.shape, optim.param, optim.base_width),
+        residual=residual_multiplier(spec.shape, optim.param, optim.base_depth),
+    )
 
 
 def why_no_weights(run: RunFolder) -> str:

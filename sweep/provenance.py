@@ -19,7 +19,8 @@ from sweep.plan.spec import PlannedRun
 def write_plan(
     folder: SweepFolder, config: SweepConfig, corpus: dict[str, Any], runs: Sequence[PlannedRun], notes: Sequence[str]
 ) -> None:
-    """Write plan.json whole. `corpus` describes the tokens, `notes` what was added to the grid and why."""
+    """Write plan.json whole. `corpus` describes the tokens, `notes` what was added to the grid and why,
+    and what the rule for rate and batch does not cover."""
     plan = {
         "sweep": config.sweep_name,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

@@ -280,7 +280,7 @@ def trained_run(tmp_path_factory, tiny_spec):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("param", PARAMETRISATIONS)
 def test_a_trained_run_has_its_loss_in_transformers_too(trained_run, corpus, param, tied, tmp_path, capsys):
-    run = trained_run(corpus, optim={"param": param, "base_width": 12}, shape={"tied": tied})
+    run = trained_run(corpus, optim={"param": param, "base_width": 12, "base_depth": 1}, shape={"tied": tied})
     assert run_command(["export", str(run), str(tmp_path / "hf")]) == 0
     assert "Qwen3ForCausalLM" in capsys.readouterr().out
     theirs = open_in_transformers(tmp_path / "hf")

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis.laws import LAWS
-from analysis.report import checks, optimum, theme, words
+from analysis.report import checks, optimum, rates, theme, words
 from analysis.report.axes import (
     Label,
     compute_x,
@@ -40,6 +40,7 @@ NAMES = (
     "optimal-allocation",
     "residuals",
     "backtests",
+    rates.NAME,
 )
 
 TALLEST = 1.15
@@ -65,6 +66,7 @@ def draw(analysis: Analysis) -> list[Drawing]:
             optimum.allocation(analysis),
             checks.fit_residuals(analysis),
             checks.backtest_errors(analysis),
+            rates.loss_against_rate(analysis),
         ]
         drawn = [drawing for drawing in drawings if drawing is not None]
         for drawing in drawn:

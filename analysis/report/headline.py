@@ -30,10 +30,26 @@ def lede(analysis: Analysis) -> tuple[str, str, str]:
     predictions = latest(analysis.predictions)
     if not predictions:
         verdict = _verdict("an", analysis.verdict, analysis.reasons)
-        return "No target run was predicted.", _measured_range(analysis), verdict
+        first = _transfer(analysis) or "No target run was predicted."
+        return first, _measured_range(analysis), verdict
     prediction = predictions[-1]
     verdict = _verdict("this", prediction.verdict, prediction.reasons)
     return _predicted(prediction, analysis), _outcome(prediction, predictions[:-1]), verdict
+
+
+def badge(analysis: Analysis) -> str:
+    return BADGES[analysis.verdict] if analysis.fits else "no law fitted"
+
+
+def _transfer(analysis: Analysis) -> str:
+    """What rate grids say, where no law was fitted; "" where there are none."""
+    if analysis.fits or analysis.rates is None:
+        return ""
+    drifts = analysis.rates.drifts
+    said = [f"under {drift.param}: {drift.says}" if drift.param else drift.says for drift in drifts]
+    if not said:
+        return "The runs are a grid of learning rates without two widths whose optima could be compared."
+    return f"The optimal rate across widths, {words.listing(said)}."
 
 
 def problems(analysis: Analysis) -> tuple[str, ...]:

@@ -27,9 +27,8 @@ from analysis.values import Allocation, Analysis, Prediction, latest
 
 DOTTED = (0, (1, 2))
 
-WIDEST = 100.0
-"""Where a band's ends differ by more than this factor it says nothing, and would cover the others."""
-
+WIDEST = 10.0
+"""A band whose ends differ by more than this factor somewhere says nothing, and would cover the others."""
 
 NEAR = 0.05
 """Share of the axes' width and height within which a label and a star touch."""
@@ -102,7 +101,7 @@ def allocation(analysis: Analysis) -> Drawing | None:
     _allocation(right, analysis, "tokens", "b")
     caption = "How size (left) and data (right) should grow with compute: solid lines are fitted here"
     if any(found.band for found in analysis.allocations):
-        caption += ", with their 90% bands where these are narrower than a factor of 100"
+        caption += f", with those 90% bands that stay narrower than a factor of {WIDEST:g}"
     if analysis.published:
         caption += ", dotted ones have the published slopes, drawn through the middle of ours"
     if analysis.predictions:
@@ -161,8 +160,8 @@ def _band(axes: Axes, found: Allocation, what: str, dearest: float) -> None:
     flops = np.geomspace(band.flops[0], min(dearest, band.flops[-1]), 60)
     ends = (getattr(band, f"{what}_{end}") for end in ("lo", "hi"))
     lo, hi = (np.exp(np.interp(np.log(flops), np.log(band.flops), np.log(end))) for end in ends)
-    colour = theme.LAWS[found.approach - 1]
-    axes.fill_between(flops, lo, hi, where=hi < WIDEST * lo, color=colour, alpha=0.13, lw=0)
+    if (hi < WIDEST * lo).all():
+        axes.fill_between(flops, lo, hi, color=theme.LAWS[found.approach - 1], alpha=0.13, lw=0)
 
 
 def _published_slopes(

@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sweep.files import RunFolder
+from sweep.train.optimizer import MuonAndAdamW
+
+Optimizer = torch.optim.Optimizer | MuonAndAdamW
 
 
 @dataclass
@@ -27,7 +30,7 @@ class TrainingState:
 
 
 def save_checkpoint(
-    folder: RunFolder, run_id: str, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, state: TrainingState, model: nn.Module, optimizer: Optimizer
 ) -> None:
     """Replace the run's checkpoint. Raises OSError (a full disk) with the old one intact."""
     content = {
@@ -54,7 +57,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: RunFolder, run_id: str, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer
 ) -> TrainingState | None:
     """Restore model and optimizer in place; None where the run has no checkpoint yet.
 
@@ -67,7 +70,7 @@ def load_checkpoint(
 
 
 def load_trunk(
-    folder: RunFolder, run_id: str, last_step: int, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, last_step: int, model: nn.Module, optimizer: Optimizer
 ) -> TrainingState | None:
     """Restore model and optimizer in place from the end of the trunk `run_id`, for a run that shares its
     first `last_step` updates; None where the trunk has left no checkpoint.
@@ -82,7 +85,7 @@ def load_trunk(
     return TrainingState(content["step"], seconds=0.0, resumes=0, from_step=content["step"])
 
 
-def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
     path = _state_path(folder)
     if not path.exists():
         return None
