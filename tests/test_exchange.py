@@ -200,7 +200,7 @@ def test_what_is_exported_comes_back(shape, multipliers, tmp_path):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_multiplier_in_the_weights_is_the_same_function(shape):
-    weights = random_weights(shape, Multipliers(output=0.3))
+    weights = random_weights(shape, Multipliers(output=0.3, residual=0.7))
     tokens = random_tokens(shape, batch=2)[:, :-1]
     plain, folded = weights.decoder(), weights.folded().decoder()
     torch.testing.assert_close(plain(tokens), folded(tokens), rtol=0, atol=1e-6)
