@@ -200,7 +200,7 @@ def test_what_is_exported_comes_back(shape, multipliers, tmp_path):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_multiplier_in_the_weights_is_the_same_function(shape):
-    weights = random_weights(shape, Multipliers(output=0.3))
+    weights = random_weights(shape, Multipliers(output=0.3, residual=0.7))
     tokens = random_tokens(shape, batch=2)[:, :-1]
     plain, folded = weights.decoder(), weights.folded().decoder()
     torch.testing.assert_close(plain(tokens), folded(tokens), rtol=0, atol=1e-6)
@@ -423,9 +423,10 @@ def test_a_bad_request_is_refused_with_nothing_written(trained_run, corpus, tmp_
         assert run_command([str(argument) for argument in arguments]) == 2
         assert said in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
-    write_json(unfinished / "result.json", {"status": "diverged"})
-    assert run_command(["export", str(unfinished), str(new)]) == 2
-    assert "ended as 'diverged'" in capsys.readouterr().err
+    for status, said in (("diverged", "ended as 'diverged'"), ("finished", "a trunk leaves none")):
+        write_json(unfinished / "result.json", {"status": status})
+        assert run_command(["export", str(unfinished), str(new)]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_run_whose_corpus_is_gone_is_exported_without_tokenizer(trained_run, corpus, tmp_path, capsys):
