@@ -259,7 +259,7 @@ SECRETS = {
 }
 TINY = [
     "scale=cpu", "+grid=product", "data=text", "data.heldout_fraction=0.3", "data.eval_tokens=512", "model.seq_len=32",
-    "grid.over.params=[2e3,4e3,8e3]", "grid.over.tokens=[4096,8192,16384]", "data.max_epochs=100",
+    "+grid.over.params=[2e3,4e3,8e3]", "+grid.over.tokens=[4096,8192,16384]", "data.max_epochs=100",
     "optim.batch_tokens=512", "optim.batch_exponent=0", "executor.evaluations=0", "logger=wandb",
 ]  # fmt: skip
 
