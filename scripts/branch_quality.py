@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-PARAMS = (16e3, 32e3, 64e3)
+PARAMS = (13e3, 27e3, 54e3)
 TOKENS = (4e5, 8e5, 1.6e6, 3.2e6)
 WARMUP = 0.05
 

@@ -9,10 +9,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from analysis import sweep as analysis
+from analysis.rates import lines
 from analysis.report import write_report
 from analysis.values import Prediction, Target
 from models.count import count_parameters
@@ -27,11 +29,11 @@ from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
 from sweep.execute.progress import progress_for
 from sweep.files import SweepFolder
-from sweep.hardware import Hardware, find_hardware
+from sweep.hardware import Hardware, find_hardware, has_muon
 from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
 from sweep.plan.order import makespan, parent_id
-from sweep.plan.plan import Corpus, micro_batch_sequences, plan
+from sweep.plan.plan import Corpus, micro_batch_sequences, notes, plan
 from sweep.plan.schema import ConfigError, SweepConfig
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import Shared, own_flops, share, whole_flops
@@ -161,7 +163,10 @@ def run(config: SweepConfig) -> int:
     sweep.add(first)
     targets = [provisional] if provisional else []
     target_runs = planned_runs(config, [*sweep.cells, *targets], sweep.corpus).runs[len(first) :]
+    check_optimizer(sweep.runs)
     check_memory([*sweep.runs, *target_runs], hardware)
+    for note in notes(wanted):
+        out.print(note, markup=False)
     show_cost(sweep, target_runs, out)
     if config.plan_only:
         out.print("plan_only=true: nothing was launched.")
@@ -173,6 +178,7 @@ def run(config: SweepConfig) -> int:
             sweep.add(first)
         check_corpus(folder, facts)
         sweep.data_folder, sweep.facts = facts.folder, dataclasses.asdict(facts)
+        sweep.notes += notes(wanted)
         return train_and_analyse(sweep, out)
 
 
@@ -253,6 +259,15 @@ def check_corpus(folder: SweepFolder, facts: CorpusFacts) -> None:
             f"out={folder.path}: its runs were trained on corpus {before[:12]}, and the data now have fingerprint "
             f"{facts.fingerprint[:12]} (other files, another Python's library, or another tokenizer). "
             "Give another name= or out=, or restore the data. Nothing was launched."
+        )
+
+
+def check_optimizer(runs: Sequence[PlannedRun]) -> None:
+    """Raise Refused for runs that want Muon where the installed torch has none."""
+    if any(run.spec.optim.kind == "muon" for run in runs) and not has_muon():
+        raise Refused(
+            f"optim=muon wants torch 2.9 or later; installed is {metadata.version('torch')}. Upgrade torch, or say "
+            "optim=adamw. Nothing was launched."
         )
 
 
@@ -341,6 +356,10 @@ def write_analysis(sweep: Sweep, out) -> Path | None:
     except ValueError as error:
         out.print(f"no fit, no report: {error}")
         return None
+    if not found.fits:
+        out.print("; ".join(found.reasons), markup=False)
+    for line in lines(found.rates) if found.rates else ():
+        out.print(line, markup=False)
     for prediction in found.predictions:
         measured = prediction.measured
         said = (
@@ -385,7 +404,7 @@ def extend(sweep: Sweep, out) -> bool:
         try:
             plan(extension.cells, sweep.corpus)
         except ConfigError as error:
-            sweep.notes.append(f"budget {extension.budget:.3g} stays unbracketed: {error}")
+            sweep.notes.append(f"{extension.message}, which cannot be: {error}")
             out.print(sweep.notes[-1])
             continue
         new += extension.cells

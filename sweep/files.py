@@ -42,6 +42,15 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
+    def weights(self) -> Path:
+        return self.checkpoint / "model.safetensors"
+
+    @property
+    def architecture(self) -> Path:
+        """What `sweep import` writes in place of a spec: the shape and the multipliers of the weights."""
+        return self.path / "architecture.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "worker.log"
 

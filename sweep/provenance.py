@@ -20,8 +20,9 @@ from sweep.plan.spec import PlannedRun
 def write_plan(
     folder: SweepFolder, config: SweepConfig, corpus: dict[str, Any], runs: Sequence[PlannedRun], notes: Sequence[str]
 ) -> None:
-    """Write plan.json whole. `corpus` describes the tokens, `notes` what was added to the grid and why. Versions
-    that an earlier command ran with, where others, are kept in "earlier_versions"."""
+    """Write plan.json whole. `corpus` describes the tokens, `notes` what was added to the grid and why, and what
+    the rule for rate and batch does not cover. Versions that an earlier command ran with, where others, are kept
+    in "earlier_versions"."""
     here, earlier = versions(), earlier_versions(folder)
     plan = {
         "sweep": config.sweep_name,

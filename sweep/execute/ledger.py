@@ -19,7 +19,7 @@ Result = dict[str, Any]
 
 COLUMNS = (
     "run_id", "group", "role", "status", "arch", "n_layer", "d_model", "params_total",
-    "params_non_embedding", "vocab_size", "seq_len", "batch_tokens", "lr", "seed", "tokens",
+    "params_non_embedding", "vocab_size", "seq_len", "batch_tokens", "lr", "param", "seed", "tokens",
     "unique_tokens", "epochs", "flops", "flops_6nd", "loss", "loss_se", "bits_per_byte", "parent",
     "wall_seconds", "tokens_per_second", "device", "data_fingerprint",
 )  # fmt: skip
@@ -36,6 +36,7 @@ params_non_embedding  parameters but for the input embedding; an untied output h
 vocab_size, seq_len   tokens in the vocabulary; tokens in a sequence
 batch_tokens          tokens in an optimiser step
 lr                    peak learning rate at the recipe's base width, as asked; dimensionless
+param                 parametrisation: mup | sp
 seed                  of initialisation and batch order
 tokens                D: training tokens seen, repeats included; those to be seen while `planned`
 unique_tokens         U: distinct training tokens seen
@@ -115,6 +116,7 @@ def row(planned: PlannedRun, result: Result | None) -> dict[str, Any]:
         "seq_len": shape.seq_len,
         "batch_tokens": spec.batch_tokens,
         "lr": spec.optim.lr,
+        "param": spec.optim.param,
         "seed": spec.seed,
         "tokens": spec.tokens,
         "flops": spec.flops,

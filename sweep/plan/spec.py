@@ -28,8 +28,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """AdamW. `lr` is the peak rate at `base_width`; `param` ("mup" or "sp") says how it and the
-    initialisation transfer to this run's width (models/transfer.py)."""
+    """`lr` is the peak rate at `base_width`; `param` ("mup", "completep" or "sp") says how it and the
+    initialisation transfer to this run's shape (models/transfer.py). `kind` is "adamw", or "muon" for
+    the matrices in the layers with AdamW for the rest. `base_depth` is completep's alone, in layers,
+    and `momentum` muon's; else None."""
 
     param: str
     lr: float
@@ -39,6 +41,9 @@ class OptimSpec:
     eps: float
     weight_decay: float
     clip: float
+    kind: str = "adamw"
+    base_depth: int | None = None
+    momentum: float | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sweep.files import RunFolder
+from sweep.train.optimizer import MuonAndAdamW
+
+Optimizer = torch.optim.Optimizer | MuonAndAdamW
 
 
 HEADER_BYTES = len(hashlib.sha256().hexdigest()) + 1  # and a newline
@@ -36,7 +39,7 @@ class TrainingState:
 
 
 def save_checkpoint(
-    folder: RunFolder, run_id: str, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, state: TrainingState, model: nn.Module, optimizer: Optimizer
 ) -> None:
     """Make this the run's checkpoint, and the last one the one before. Raises OSError (a full disk) with both
     intact."""
@@ -62,7 +65,7 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
-            os.replace(path, _previous(path))
+            _keep(path)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -70,7 +73,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: RunFolder, run_id: str, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer
 ) -> TrainingState | None:
     """Restore model and optimizer in place; None where the run has no checkpoint, or none that is whole.
 
@@ -83,7 +86,7 @@ def load_checkpoint(
 
 
 def load_trunk(
-    folder: RunFolder, run_id: str, last_step: int, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, last_step: int, model: nn.Module, optimizer: Optimizer
 ) -> TrainingState | None:
     """Restore model and optimizer in place from the end of the trunk `run_id`, for a run that shares its
     first `last_step` updates; None where the trunk has left no checkpoint that is whole.
@@ -98,7 +101,7 @@ def load_trunk(
     return TrainingState(content["step"], seconds=0.0, resumes=0, from_step=content["step"])
 
 
-def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
     current = _state_path(folder)
     path = next((path for path in (current, _previous(current)) if _is_whole(path)), None)
     if path is None:
@@ -125,7 +128,7 @@ def save_final_weights(folder: RunFolder, model: nn.Module) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
     temporary = folder.checkpoint / "model.safetensors.tmp"
     save_file(tensors, temporary)
-    os.replace(temporary, folder.checkpoint / "model.safetensors")
+    os.replace(temporary, folder.weights)
 
 
 def discard_checkpoint(folder: RunFolder) -> None:
@@ -145,6 +148,19 @@ def _state_path(folder: RunFolder) -> Path:
 
 def _previous(path: Path) -> Path:
     return path.with_stem("previous")
+
+
+def _keep(path: Path) -> None:
+    """Make this checkpoint the one before, and leave it where it is, so that there is one at every moment."""
+    spare = path.with_name("previous.tmp")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without hard links
+        os.replace(path, _previous(path))
+        return
+    os.replace(spare, _previous(path))
+    spare.unlink(missing_ok=True)  # still there where both were one file, after a crash
 
 
 class _Digested:

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from models.decoder import Decoder, token_losses
-from models.transfer import initialise, output_multiplier, parameter_groups
+from models.transfer import build_decoder, initialise
 from sweep.data.batches import TokenBatches, heldout_blocks
 from sweep.files import RunFolder, write_atomically
 from sweep.plan.spec import RunSpec
 from sweep.train.checkpoint import TrainingState, load_checkpoint, load_trunk, save_checkpoint, save_final_weights
 from sweep.train.evaluate import Evaluation, evaluate
+from sweep.train.optimizer import MuonAndAdamW, build_optimizer
 from sweep.train.out_of_memory import MicroBatch, is_out_of_memory, release
 from sweep.train.result import RunResult, result_for
 from sweep.train.schedule import rate_factor
@@ -63,13 +64,13 @@ class Learner:
     spec: RunSpec
     model: Decoder
     forward: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | MuonAndAdamW
     autocast: Callable
     device: torch.device
     micro_batch: MicroBatch
 
     def update(self, step: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """One AdamW update on int64[batch, T + 1]; returns the mean loss and the gradient's norm
+        """One update on int64[batch, T + 1]; returns the mean loss and the gradient's norm
         before clipping, both float32 scalars left on the device."""
         factor = rate_factor(self.spec.schedule, step, self.spec.steps)
         for group in self.optimizer.param_groups:
@@ -103,13 +104,10 @@ class Learner:
 def build_learner(spec: RunSpec, execution: Execution) -> Learner:
     """A freshly initialised learner on the run's device."""
     optim, device = spec.optim, torch.device(execution.device)
-    model = Decoder(spec.shape, output_multiplier(spec.shape, optim.param, optim.base_width))
+    model = build_decoder(spec.shape, optim.param, optim.base_width, optim.base_depth)
     initialise(model, optim.param, optim.base_width, spec.seed)
     model.to(device)
-    groups = parameter_groups(model, spec.shape, optim.param, optim.base_width, optim.weight_decay)
-    optimizer = torch.optim.AdamW(
-        groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
-    )
+    optimizer = build_optimizer(model, optim)
     autocast = (
         partial(torch.autocast, device.type, dtype=torch.bfloat16) if spec.precision == "bf16" else nullcontext
     )
