@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,17 @@ def _checked(run_id: str) -> str:
     if re.fullmatch("[0-9a-f]{12}", run_id) is None:
         raise ValueError(f"{run_id!r} is no run's id, which has 12 hexadecimal digits; nothing was read or written")
     return run_id
+
+
+def describe_holder(descriptor: int) -> None:
+    """Leave this process' name in the file of a lock that it holds."""
+    said = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(said).encode(), 0)
 
 
 def write_atomically(path: Path, text: str, durable: bool = True) -> None:

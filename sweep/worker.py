@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from sweep.files import RunFolder, read_json
+from sweep.files import RunFolder, describe_holder, read_json
 
 EX_TEMPFAIL = 75  # sysexits.h
 LOCK_WAIT_SECONDS = 60.0  # assumption: an orphaned worker notices its parent's death well within this
@@ -88,6 +88,7 @@ def _lock(file: TextIO, folder: RunFolder, stop: StopRequest) -> bool:
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            describe_holder(file.fileno())
             return True
         except BlockingIOError:
             if stop():

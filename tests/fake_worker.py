@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ def main():
     execution = request["execution"]
     lock = open(folder / "worker.lock", "w")
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": "now"}))
+    lock.flush()
     with open(folder / "starts", "a") as starts:
         gpu, threads = os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]
         starts.write(f"{os.getpid()} {gpu} {threads}\n")

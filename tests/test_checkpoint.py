@@ -203,3 +203,41 @@ def test_a_failed_write_is_not_taken_for_a_checkpoint(tiny_spec, execution, tmp_
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(folder, tiny_spec().run_id, TrainingState(1, 0.0, 0), learner.model, learner.optimizer)
     assert names(folder.checkpoint) == []
+
+
+def save_again(folder, spec, execution):
+    learner = build_learner(spec, execution)
+    state = load_checkpoint(folder, spec.run_id, learner.model, learner.optimizer)
+    save_checkpoint(folder, spec.run_id, replace(state, step=state.step + 1), learner.model, learner.optimizer)
+
+
+def test_there_is_a_checkpoint_at_every_moment_of_a_save(tiny_spec, execution, stopped, monkeypatch):
+    real, seen = os.replace, []
+
+    def watched(source, target):
+        seen.append((stopped.checkpoint / "state.pt").exists())
+        real(source, target)
+        seen.append((stopped.checkpoint / "state.pt").exists())
+
+    monkeypatch.setattr("sweep.train.checkpoint.os.replace", watched)
+    save_again(stopped, tiny_spec(), execution)
+    assert seen == [True] * 4
+    assert names(stopped.checkpoint) == ["previous.pt", "state.pt"]
+    assert step_of(stopped, tiny_spec(), execution) == CURRENT + 1
+
+
+@pytest.mark.parametrize("fault", ["no hard links", "a crash in between"])
+def test_the_one_before_is_kept(fault, tiny_spec, execution, stopped, monkeypatch):
+    if fault == "no hard links":
+
+        def refused(source, target):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr("sweep.train.checkpoint.os.link", refused)
+    else:
+        (stopped.checkpoint / "previous.pt").unlink()
+        os.link(stopped.checkpoint / "state.pt", stopped.checkpoint / "previous.pt")
+    save_again(stopped, tiny_spec(), execution)
+    assert names(stopped.checkpoint) == ["previous.pt", "state.pt"]
+    DAMAGE["half"](stopped.checkpoint / "state.pt")
+    assert step_of(stopped, tiny_spec(), execution) == CURRENT

@@ -9,6 +9,7 @@ import errno
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -16,14 +17,14 @@ import time
 from pathlib import Path
 
 import pytest
-from execution_helpers import acting, local, planned_run, starts, wait_for
+from execution_helpers import FAKE_WORKER, acting, local, planned_run, starts, wait_for
 
 from sweep import provenance
 from sweep.execute import coordinator
 from sweep.execute.coordinator import execute
 from sweep.execute.lock import CoordinatorLock, is_held
 from sweep.execute.progress import Progress
-from sweep.execute.pulse import Pulse
+from sweep.execute.pulse import FIRST_SIGN, Pulse
 from sweep.files import RunFolder, SweepFolder, read_json, write_json
 from sweep.plan.schema import ConfigError
 from sweep.train.train import Execution, train
@@ -76,6 +77,25 @@ def test_a_slow_worker_that_moves_is_let_be(folder):
     assert (outcome.status, outcome.attempts) == ("finished", 1)
 
 
+def test_a_worker_that_hangs_and_has_lost_its_coordinator_is_killed_by_the_next(folder):
+    """It does not notice that it is an orphan, so it would hold its run for ever."""
+    planned = planned_run()
+    run_folder = folder.run(planned.run_id)
+    request = {"run_id": planned.run_id, "spec": planned.spec.to_json(), "execution": {"act": "hang", "seconds": 0}}
+    write_json(run_folder.spec, request)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    orphan = subprocess.Popen([*FAKE_WORKER, str(run_folder.path)], env=environment, stdout=subprocess.DEVNULL)
+    wait_for(run_folder.metrics.exists)
+    progress = Notes()
+    try:
+        (outcome,) = run(folder, [planned], "succeed", hang_seconds=1.0, progress=progress)
+        assert orphan.wait(10) == -signal.SIGKILL
+    finally:
+        orphan.kill()
+    assert (outcome.status, outcome.attempts) == ("finished", 1)
+    assert "still held" in progress.notes[0] and "gave no sign of life and was killed" in progress.notes[1]
+
+
 class Clock:
     now = 0.0
 
@@ -97,8 +117,12 @@ def test_the_time_in_a_queue_is_no_silence(watched):
     assert pulse.silent_seconds() == 0
     with CoordinatorLock(run_folder.lock):
         assert pulse.silent_seconds() == 0
-        clock.now += 100
-        assert pulse.silent_seconds() == 100
+        clock.now += 90
+        assert pulse.silent_seconds() == 90 / FIRST_SIGN
+        run_folder.heartbeat.touch()
+        assert pulse.silent_seconds() == 0
+        clock.now += 90
+        assert pulse.silent_seconds() == 90
 
 
 def test_each_sign_ends_the_silence_whatever_time_its_file_bears(watched):

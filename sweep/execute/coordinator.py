@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 from sweep.execute.executor import CHECKPOINTED, Ended, Executor, Job, SubmitError
 from sweep.execute.interrupts import Interrupted, Interrupts
 from sweep.execute.ledger import FINAL, Ledger, Result, failure
-from sweep.execute.lock import holder, is_held
+from sweep.execute.lock import holder, is_held, kill_holder
 from sweep.execute.metrics import last_step
 from sweep.execute.progress import Progress
 from sweep.execute.pulse import Pulse
@@ -81,8 +81,8 @@ def execute(
         plan: the rows of runs.csv, where they are more than `runs`.
         longest_first: start the runs first that most FLOPs wait for, their own and those of what branches
             off them, so that none is left over at the end; False: in the order given.
-        hang_seconds: a worker that gives no sign of life for so long (sweep/execute/pulse.py) is killed, which
-            counts as its death; None: it is waited for.
+        hang_seconds: a worker that gives no sign of life for so long (sweep/execute/pulse.py) is killed, three
+            times as long before its first, which counts as its death; None: it is waited for.
         clock, sleep: seconds that only grow, and how to wait for them to; a simulation brings its own.
     Returns:
         One outcome for each distinct run, in the order given.
@@ -209,8 +209,14 @@ class _Execution:
         if not self.held or self.settings.clock() < self.held_due:
             return
         self.held_due = self.settings.clock() + HELD_SECONDS
-        for run_id in [run_id for run_id in self.held if not is_held(self.folder.run(run_id).lock)]:
-            self.queue.put_back(self.held.pop(run_id))
+        most = self.settings.hang_seconds
+        for run_id in list(self.held):
+            lock = self.folder.run(run_id).lock
+            if not is_held(lock):
+                self.queue.put_back(self.held.pop(run_id))
+                self.pulses.pop(run_id, None)
+            elif most is not None and self._silent_seconds(run_id) > most and kill_holder(lock):
+                self.progress.note(f"{run_id}: its worker of an earlier command gave no sign of life and was killed")
 
     def _start(self, planned: PlannedRun) -> None:
         run = self.folder.run(planned.run_id)
@@ -290,10 +296,14 @@ class _Execution:
             return
         self.hang_due = self.settings.clock() + most * LOOKS_FOR_HANGING
         for run_id, attempt in self.active.items():
-            pulse = self.pulses.setdefault(run_id, Pulse(self.folder.run(run_id), self.settings.clock))
-            if pulse.silent_seconds() > most:
+            if self._silent_seconds(run_id) > most:
                 self.hung.add(run_id)
                 attempt.job.kill()
+
+    def _silent_seconds(self, run_id: str) -> float:
+        if run_id not in self.pulses:
+            self.pulses[run_id] = Pulse(self.folder.run(run_id), self.settings.clock)
+        return self.pulses[run_id].silent_seconds()
 
     def _advanced(self, attempt: _Attempt, ended: Ended) -> bool:
         """Whether the worker was stopped, by a queue's preemption say, after it had moved on: that

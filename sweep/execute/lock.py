@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import socket
-import time
 from pathlib import Path
 from types import TracebackType
+
+from sweep.files import describe_holder
 
 
 class Locked(RuntimeError):
@@ -38,7 +40,7 @@ class FileLock:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _describe_holder(descriptor)
+            describe_holder(descriptor)
         except BlockingIOError:
             os.close(descriptor)
             raise Locked(f"{self._held} {holder(self.path)} ({self.path}). {self._advice}") from None
@@ -90,6 +92,18 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def kill_holder(path: Path) -> bool:
+    """End the process that holds this lock, where it left its name and is one of this machine; whether it did."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if said["host"] != socket.gethostname() or not is_held(path):
+            return False
+        os.kill(said["pid"], signal.SIGKILL)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
 def holder(path: Path) -> str:
     """What the lock file says of its holder, in words."""
     try:
@@ -97,13 +111,3 @@ def holder(path: Path) -> str:
         return f"process {said['pid']} on {said['host']} since {said['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "a process that left no name"
-
-
-def _describe_holder(descriptor: int) -> None:
-    said = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-    }
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(said).encode(), 0)

@@ -9,8 +9,11 @@ from sweep.execute.lock import is_held
 from sweep.files import RunFolder
 
 
+FIRST_SIGN = 3.0  # assumption: imports, the data and a compilation take longer than what follows
+
+
 class Pulse:
-    """How long a run's worker has given no sign of life.
+    """How long a run's worker has given no sign of life; what passes before its first one counts for a third.
 
     It counts from when the worker holds the run's lock, not while its job waits in a queue; a touched heartbeat
     (after each update, some seconds apart) or a longer metrics.jsonl is a sign. That a file changed is what counts,
@@ -21,12 +24,16 @@ class Pulse:
         self._folder, self._clock = folder, clock
         self._signs = self._look()
         self._since: float | None = None
+        self._moved = False
 
     def silent_seconds(self) -> float:
         signs = self._look()
-        if signs != self._signs or self._since is None and is_held(self._folder.lock):
-            self._signs, self._since = signs, self._clock()
-        return 0.0 if self._since is None else self._clock() - self._since
+        if signs != self._signs:
+            self._signs, self._since, self._moved = signs, self._clock(), True
+        elif self._since is None and is_held(self._folder.lock):
+            self._since = self._clock()
+        silent = 0.0 if self._since is None else self._clock() - self._since
+        return silent if self._moved else silent / FIRST_SIGN
 
     def _look(self) -> list[tuple[int, int] | None]:
         return [_stamp(path) for path in (self._folder.heartbeat, self._folder.metrics)]
