@@ -122,6 +122,7 @@ class Sweep:
             "evaluations": executor.evaluations,
             "checkpoint_seconds": executor.checkpoint_seconds,
             "compile": executor.compile,
+            "compile_mode": executor.compile_mode,
             "parent": parent_id(planned),
         }
 

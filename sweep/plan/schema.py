@@ -224,6 +224,7 @@ class ExecutorConfig:
     log_every: int  # steps
     evaluations: int  # of the held-out loss before the end of a run
     compile: bool
+    compile_mode: str  # torch.compile's; reduce-overhead replays CUDA graphs, for models of many small operations
 
 
 @dataclass(frozen=True)
@@ -332,6 +333,7 @@ def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> typ
     return variants[kind]
 
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PARAMETRISATIONS = ("mup", "completep", "sp")
 CHOICES = {
     "model.activation": ("swiglu", "geglu", "relu2", "gelu"),
@@ -343,6 +345,7 @@ CHOICES = {
     "schedule.kind": ("wsd", "cosine"),
     "optim.precision": ("fp32", "bf16"),
     "executor.kind": ("local",),
+    "executor.compile_mode": COMPILE_MODES,
     "logger.kind": ("auto", "wandb", "none"),
 }
 POSITIVE = (
