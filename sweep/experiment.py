@@ -37,7 +37,7 @@ from sweep.plan.plan import Corpus, micro_batch_sequences, notes, plan
 from sweep.plan.schema import ConfigError, SweepConfig
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import Shared, own_flops, share, whole_flops
-from sweep.tables import console, plan_table
+from sweep.tables import MOST_ROWS, console, plan_table
 from sweep.units import duration, memory, quantity
 
 UNPREPARED = "not-prepared"
@@ -453,12 +453,14 @@ def show_outcome(sweep: Sweep, report: Path | None, out) -> int:
     by_status = Counter(outcome.status for outcome in sweep.outcomes.values())
     trained = sum(outcome.attempts > 0 for outcome in sweep.outcomes.values())
     out.print(f"{', '.join(f'{count} {status}' for status, count in by_status.items())}; {trained} trained by this command")
-    for run in sweep.runs:
-        outcome = sweep.outcomes.get(run.run_id)
-        if outcome is None or outcome.status != "finished":
-            said = f"{outcome.status}: {outcome.reason}" if outcome else "not run"
-            out.print(f"  {run.run_id} {run.group} N={quantity(count_parameters(run.spec.shape).non_embedding)} {said}")
+    ended = ((run, sweep.outcomes.get(run.run_id)) for run in sweep.runs)
+    unfinished = [(run, outcome) for run, outcome in ended if outcome is None or outcome.status != "finished"]
+    for run, outcome in unfinished[:MOST_ROWS]:
+        said = f"{outcome.status}: {outcome.reason}" if outcome else "not run"
+        out.print(f"  {run.run_id} {run.group} N={quantity(count_parameters(run.spec.shape).non_embedding)} {said}")
+    if len(unfinished) > MOST_ROWS:
+        out.print(f"  and {len(unfinished) - MOST_ROWS:,} more (status in {sweep.folder.runs_csv})")
     if report is not None:
         out.print(f"report: {report}")
-    unfinished = len(sweep.outcomes) < len({run.run_id for run in sweep.runs})
-    return 1 if by_status["failed"] or unfinished or report is None else 0
+    not_run = len(sweep.outcomes) < len({run.run_id for run in sweep.runs})
+    return 1 if by_status["failed"] or not_run or report is None else 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,3 +109,27 @@ def test_other_errors_are_raised_at_once(tiny_spec, execution, tmp_path, monkeyp
         train(tiny_spec(), execution, RunFolder(tmp_path), lambda: False)
     assert tried == [8]
     assert not is_out_of_memory(ValueError("out of memory")) and all(map(is_out_of_memory, ERRORS))
+
+
+@contextmanager
+def memory_for_another(size: int):
+    """This process can get `size` bytes more, and then the allocator fails (setrlimit(2), RLIMIT_DATA)."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (1024 * int(held.split()[1]) + size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what it holds from Linux's /proc")
+def test_a_host_that_is_really_out_of_memory(tiny_spec, execution, tmp_path):
+    """The whole batch does not fit."""
+    spec = tiny_spec(batch_sequences=1536, steps=3, schedule={"warmup_steps": 1, "decay_steps": 1})
+    small = replace(execution, micro_batch_sequences=128)
+    expected = train(spec, small, RunFolder(tmp_path / "small"), lambda: False)
+    with memory_for_another(45 * 2**20):
+        result = train(spec, replace(small, micro_batch_sequences=1536), RunFolder(tmp_path / "limited"), lambda: False)
+    assert result.oom_halvings >= 1 and result.micro_batch_sequences == 1536 // 2**result.oom_halvings
+    assert result.loss == pytest.approx(expected.loss, abs=1e-5)

@@ -21,6 +21,7 @@ from sweep.plan.trunks import own_flops
 from sweep.units import duration, quantity
 
 REFRESH_SECONDS = 0.5  # assumption: as often as a reader wants it
+REFRESH_SHARE = 0.05  # assumption: of the coordinator's time, where reading a thousand runs takes long
 HEARTBEAT_SECONDS = 600.0  # assumption: how long a log file may be silent during one long run
 
 
@@ -210,7 +211,7 @@ class LiveProgress(Progress):
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._live: Live | None = None
-        self._drawn = 0.0
+        self._due = 0.0
 
     def begin(self, folder: SweepFolder, runs: Sequence[PlannedRun], settled: Collection[str]) -> None:
         super().begin(folder, runs, settled)
@@ -223,10 +224,10 @@ class LiveProgress(Progress):
 
     def update(self) -> None:
         now = time.monotonic()
-        if self._live is not None and now - self._drawn >= REFRESH_SECONDS:
-            self._drawn = now
+        if self._live is not None and now >= self._due:
             self.tally.read()
             self._live.update(self.render(), refresh=True)
+            self._due = now + max(REFRESH_SECONDS, (time.monotonic() - now) / REFRESH_SHARE)
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)

@@ -65,7 +65,7 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
-            os.replace(path, _previous(path))
+            _keep(path)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -148,6 +148,19 @@ def _state_path(folder: RunFolder) -> Path:
 
 def _previous(path: Path) -> Path:
     return path.with_stem("previous")
+
+
+def _keep(path: Path) -> None:
+    """Make this checkpoint the one before, and leave it where it is, so that there is one at every moment."""
+    spare = path.with_name("previous.tmp")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without hard links
+        os.replace(path, _previous(path))
+        return
+    os.replace(spare, _previous(path))
+    spare.unlink(missing_ok=True)  # still there where both were one file, after a crash
 
 
 class _Digested:
