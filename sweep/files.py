@@ -48,6 +48,11 @@ class RunFolder:
     def lock(self) -> Path:
         return self.path / "worker.lock"
 
+    @property
+    def ended(self) -> Path:
+        """How the last batch job of this run ended (sweep/execute/attend.py)."""
+        return self.path / "ended.json"
+
 
 @dataclass(frozen=True)
 class SweepFolder:
@@ -74,6 +79,11 @@ class SweepFolder:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    @property
+    def jobs(self) -> Path:
+        """What SLURM and submitit write: submissions, logs, and which run is which job."""
+        return self.path / "jobs"
 
     def run(self, run_id: str) -> RunFolder:
         return RunFolder(self.path / "runs" / run_id)
