@@ -24,10 +24,10 @@ from sweep.execute.estimate import MeasurementFailed, measure
 from sweep.execute.ledger import FINAL, Ledger
 from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
-from sweep.execute.places import THREADS, executor_for, hardware_for, is_remote
 from sweep.execute.progress import progress_for
 from sweep.files import SweepFolder
 from sweep.hardware import Hardware
+from sweep.places import THREADS, executor_for, hardware_for, is_remote
 from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
 from sweep.plan.order import makespan, parent_id

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,12 +148,11 @@ class SlurmExecutor:
     def _submit_batch(self, folders: Sequence[RunFolder]) -> list[str]:
         """Submit these runs as one array (as one job, where it is one); the jobs, as squeue names them."""
         import submitit
-        from submitit.helpers import clean_env
 
         batch = os.urandom(4).hex()
         # before sbatch, so that there is no moment in which a job is in the queue and nobody knows its run
         write_json(_batch_file(self._folder, batch), [folder.path.name for folder in folders])
-        with clean_env():  # a coordinator within a SLURM job must not hand down that job's variables
+        with _without_job_variables():
             executor = submitit.SlurmExecutor(folder=self._folder.jobs.resolve())
             executor.update_parameters(
                 **sbatch_parameters(self._options), job_name=self._prefix + batch, array_parallelism=len(folders)
@@ -278,6 +278,21 @@ def sbatch_parameters(options: SlurmOptions) -> dict[str, Any]:
         },
     }
     return {name: value for name, value in asked.items() if value is not None}
+
+
+@contextlib.contextmanager
+def _without_job_variables() -> Iterator[None]:
+    """sbatch hands its environment down: without what a job around this process has set there. (Not submitit's
+    clean_env, which takes away SLURM_CONF too.)"""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(("SLURM_", "SUBMITIT_")) and name != "SLURM_CONF":
+            del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _batch_file(folder: SweepFolder, batch: str) -> Path:
