@@ -60,7 +60,7 @@ def executor(folder, monkeypatch, submit=None, **options):
 
 
 def run_folders(folder, count):
-    folders = [folder.run(f"run{i}") for i in range(count)]
+    folders = [folder.run(f"{i:012x}") for i in range(count)]
     for run in folders:
         run.path.mkdir(parents=True)
     return folders
@@ -85,11 +85,12 @@ def test_what_is_submitted_in_one_round_is_one_array(folder, queue, monkeypatch)
         return [f"7_{i}" for i in range(len(runs))]
 
     place = executor(folder, monkeypatch, submit)
-    jobs = [place.submit(run) for run in run_folders(folder, 3)]
+    folders = run_folders(folder, 3)
+    jobs = [place.submit(run) for run in folders]
     assert batches == []
     queue.holds(*(f"7_{i}|PENDING|{sweep_prefix(folder)}x" for i in range(3)))
     assert [job.poll() for job in jobs] == [None] * 3
-    assert batches == [["run0", "run1", "run2"]] and [job.name for job in jobs] == ["7_0", "7_1", "7_2"]
+    assert batches == [[run.path.name for run in folders]] and [job.name for job in jobs] == ["7_0", "7_1", "7_2"]
 
 
 def test_a_job_that_left_its_exit_status_has_ended_with_it(folder, queue, monkeypatch):
@@ -215,7 +216,7 @@ def test_nothing_is_submitted_where_it_cannot_be_told_what_is_in_the_queue(folde
     queue._command(queue.listing.parent / "squeue", "echo no controller >&2; exit 1")
     place = executor(folder, monkeypatch)
     with pytest.raises(SubmitError, match="which runs SLURM holds already: .*no controller"):
-        place.adopt(folder.run("a"))
+        place.adopt(folder.run("a" * 12))
 
 
 def test_a_waiting_job_is_cancelled_and_a_running_one_told(folder, queue, monkeypatch):

@@ -161,15 +161,6 @@ class SlurmExecutor:
             jobs = executor.map_array(attend_job, runs, [self._environment] * len(runs))
         return [str(job.job_id) for job in jobs]
 
-    def scancel(self, job: str, *options: str) -> None:
-        """Fire and forget: a job that has ended meanwhile is none to cancel."""
-        subprocess.Popen(
-            ["scancel", *options, job],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
 
 class SlurmJob:
     """One run's job: `name` as squeue has it, None until it is submitted."""
@@ -191,17 +182,21 @@ class SlurmJob:
 
     def cancel(self) -> None:
         """A job that waits leaves the queue; one that runs gets SIGTERM."""
+        self._stop(now=False)
+
+    def kill(self) -> None:
+        """A job that waits leaves the queue; one that runs gets SIGKILL."""
+        self._stop(now=True)
+
+    def _stop(self, now: bool) -> None:
+        """Fire and forget: a job that has ended meanwhile is none to stop."""
         self._told = True
         if self.name is None:
             self.ended = self.ended or Ended(None, "cancelled before it was submitted")
         elif self.ended is None:
-            self._executor.scancel(self.name, "--state=PENDING")
-            self._executor.scancel(self.name, "--state=RUNNING", "--signal=TERM")
-
-    def kill(self) -> None:
-        self.cancel()
-        if self.name is not None and self.ended is None:
-            self._executor.scancel(self.name, "--signal=KILL", "--full")
+            quiet = subprocess.DEVNULL
+            for command in stop_commands(self.name, now):
+                subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
     def _recorded(self) -> Ended | None:
         status = read_ended(self.folder, self.name)
@@ -240,6 +235,12 @@ def sweep_prefix(folder: SweepFolder) -> str:
     """What the names of this sweep's jobs start with: its name, and an id of where it lies."""
     path = folder.path.resolve()
     return f"{path.name}-{digest(str(path))[:8]}-"
+
+
+def stop_commands(job: str, now: bool) -> list[list[str]]:
+    """A job that waits leaves the queue; one that runs gets SIGTERM, or SIGKILL with `now`."""
+    running = ["--signal=KILL", "--full"] if now else ["--signal=TERM"]
+    return [["scancel", "--state=PENDING", job], ["scancel", "--state=RUNNING", *running, job]]
 
 
 def jobs_of_runs(folder: SweepFolder, queue: Queue) -> dict[str, str]:
