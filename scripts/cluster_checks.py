@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import random
 import signal
@@ -111,37 +112,6 @@ class SweepProcess:
         return found
 
 
-def wait_for(self, condition: Callable[[], object], what: str) -> None:
-        """Raises Failed where the sweep ends before `condition` is true, or it takes too long."""
-        wait_for(lambda: self.process.poll() is not None or condition(), what)
-        if not condition():
-            raise Failed(f"the sweep ended before {what}:\n{self.said()[-3000:]}")
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def workers(self) -> dict[str, int]:
-        """Pids of its workers that were started by command line, by run."""
-        found = {}
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if "sweep.worker" in words and words[-2].startswith(str(self.out)):
-                found[Path(words[-2]).name] = int(process.name)
-        return found
-
-    def results(self) -> set[str]:
-        return {path.parent.name for path in self.out.glob("runs/*/result.json")}
-
-    def training(self) -> dict[str, int]:
-        """Its workers that have made updates and saved a checkpoint."""
-        runs = self.out / "runs"
-        return {run: pid for run, pid in self.workers().items() if (runs / run / "checkpoint" / "state.pt").exists()}
-
-
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
     """Raises Failed where `condition` does not come true in time."""
     deadline = time.monotonic() + seconds
@@ -188,10 +158,8 @@ def skip(name: str, why: str) -> None:
 
 def have_package(package: str) -> str:
     """Install `package` into this interpreter's environment where it is missing; "" or why that can't be."""
-    try:
-        __import__(package)
+    if importlib.util.find_spec(package) is not None:
         return ""
-    except ImportError:
-        say(f"installing {package}")
+    say(f"installing {package}")
     done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", package], capture_output=True, text=True)
     return "" if done.returncode == 0 else f"{package} cannot be installed: {done.stderr.strip()[-300:]}"

@@ -114,7 +114,7 @@ class RayJob:
 
 def connect(address: str | None) -> Any:
     """ray, connected. Raises ValueError, with what to do."""
-    try_token_file()
+    use_token()
     try:
         import ray
     except ImportError as error:
@@ -137,7 +137,7 @@ def connect(address: str | None) -> Any:
     return ray
 
 
-def try_token_file() -> None:
+def use_token() -> None:
     """Use the token that is there: `ray start --head` demands one by default since Ray 2.60, and a driver
     sends one only where RAY_AUTH_MODE says so, which is read when ray is imported."""
     given = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
