@@ -18,8 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from analysis import store
 from analysis.api import laws_named
+from analysis.health import of_predicted, with_health
 from analysis.prediction import Model, model, optimal_target, predict
-from analysis.study import DEFAULT_EXTRAPOLATION, is_target, losses_of_predicted, measure, study
+from analysis.rates import lines
+from analysis.study import DEFAULT_EXTRAPOLATION, is_target, losses_of_predicted, measure, study, unfitted
 from analysis.sweep import plan_facts
 from analysis.table import SWEEP_RULES, Rules, Spot, Table, read_table, read_targets
 from analysis.values import Analysis, Prediction, Target
@@ -94,17 +96,24 @@ def as_request(config: Mapping[str, Any]) -> Request:
 
 def run(request: Request) -> None:
     """Read, fit, predict, write, say where. Raises ValueError (the table, the target) or OSError."""
-    table = read_table(request.runs, request.columns, request.rules)
+    folder = request.runs.parent if request.is_sweep else None
+    table = with_health(read_table(request.runs, request.columns, request.rules), folder)
     laws = laws_named(request.law, table.runs)
     targets = read_targets(request.targets, request.columns) if request.targets else ()
     say_plan(request, table)
-    known = model(table.runs, laws)
-    predictions = make_predictions(request, table, known, targets)
-    losses = losses_of_predicted(table, predictions)
-    predictions = tuple(measure(prediction, table, losses) for prediction in predictions)
     title = request.runs.resolve().parent.name if request.is_sweep else request.runs.name
     planned, entropy_rate = plan_facts(request.runs.parent) if request.is_sweep else ({}, None)
     told = {**planned, **metadata(request)}
+    try:
+        known = model(table.runs, laws)
+    except ValueError as error:
+        analysis = unfitted(table, str(error), title=title, metadata=told)
+        say_result(analysis, write(analysis, request.out))
+        return
+    predictions = make_predictions(request, table, known, targets)
+    losses = losses_of_predicted(table, predictions)
+    predictions = tuple(measure(prediction, table, losses) for prediction in predictions)
+    table = of_predicted(table, folder, set(losses))
     analysis = study(table, known, predictions, losses, title=title, metadata=told, entropy_rate=entropy_rate)
     page = write(analysis, request.out)
     say_result(analysis, page)
@@ -213,6 +222,8 @@ def say_result(analysis: Analysis, page: Path) -> None:
         print(
             f"approach {allocation.approach}{method}: N_opt ∝ C^{a.value:.3f} (90% {a.lo:.3f} to {a.hi:.3f})"
         )
+    for line in lines(analysis.rates)[-20:] if analysis.rates else ():
+        print(line)
     for prediction in analysis.predictions[-5:]:
         print(_described(prediction))
     scored = [p.measured for p in analysis.predictions if p.measured]

@@ -122,7 +122,7 @@ def _on_envelope(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
     return np.array(kept[::-1])
 
 
-def by_envelope(runs: Runs) -> Allocation | Skipped:
+def by_envelope(runs: Runs, resamples: int = RESAMPLES) -> Allocation | Skipped:
     """Approach 1: a line through the envelope, with finished runs for want of whole training curves.
 
     Where the sweep runs a few sizes a budget, N can only take those, so this is the coarsest.
@@ -133,7 +133,7 @@ def by_envelope(runs: Runs) -> Allocation | Skipped:
         return Skipped(
             "approach 1", f"the envelope holds {sizes} sizes at {levels} cost levels; it needs 3 of both"
         )
-    weights = cluster_weights(runs, 2, RESAMPLES, SEED)
+    weights = cluster_weights(runs, 2, resamples, SEED)
     lines = []
     for weight in weights:
         drawn = np.flatnonzero(weight)

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.ensemble import AUTOMATIC
+from analysis.ensemble import automatic
 from analysis.fitting import fit_law
-from analysis.laws import REPEATED, Law, load_law
+from analysis.laws import Law, load_law
 from analysis.outliers import screen
 from analysis.prediction import model
 from analysis.prediction import predict as predict_one
@@ -24,9 +24,6 @@ from analysis.resample import RESAMPLES, cluster_weights, refit, with_intervals
 from analysis.rollout import calibrate, roll
 from analysis.table import as_runs
 from analysis.values import BacktestRow, LawFit, Prediction, Runs, Target
-
-REPEATS = 1.1
-"""Epochs from which a run's data count as repeated. Assumption: a tenth of a second epoch is no matter."""
 
 
 def fit(
@@ -80,7 +77,7 @@ def predict(
     `target_clusters` [target] names the runs that each target continues, "" for none. Raises as `fit`.
     """
     runs = _runs(params, tokens, flops, loss, loss_se, cluster, unique_tokens)
-    known = model(runs, laws_named(law, runs))
+    known = model(runs, laws_named(law, runs), rolled=())
     named = target_clusters or ("",) * len(targets)
     return tuple(
         predict_one(known, Target(N, D, float(known.cost.flops(N, D))), "", cluster=name)
@@ -108,16 +105,13 @@ def backtest(
 
 
 def laws_named(law: str | Sequence[str], runs: Runs) -> tuple[Law, ...]:
-    """The laws that are to predict. "auto" is the automatic choice, and where the runs repeat their data
-    and say how often, also the law that knows of it, each weighed by its backtests.
+    """The laws that are to predict; "auto" is the automatic choice for these runs.
 
     Raises ValueError: no such law, or the same twice.
     """
     names = [law] if isinstance(law, str) else list(law)
     if names == ["auto"]:
-        repeated = np.isfinite(runs.unique_tokens) & (runs.tokens > REPEATS * runs.unique_tokens)
-        known = np.isfinite(runs.unique_tokens).all()
-        return (*AUTOMATIC, REPEATED) if known and repeated.any() else AUTOMATIC
+        return automatic(runs)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"law={law}: wanted 'auto', a law, or a list of different ones. Nothing was fitted.")
     return tuple(load_law(name) for name in names)

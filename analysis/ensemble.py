@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.discrepancy import Kriged, krige, log_variables
 from analysis.fitting import Problem, fit_law
-from analysis.laws import COUPLED, SEPARABLE, SHRUNK, Law
+from analysis.laws import COUPLED, REPEATED, SEPARABLE, SHRUNK, Law
 from analysis.resample import RESAMPLES, SEED, cluster_weights, refit, with_intervals
 from analysis.values import LawFit, Runs, Skipped
 
@@ -23,6 +23,17 @@ SURFACES = (SEPARABLE, COUPLED, SHRUNK)
 AUTOMATIC = (SHRUNK,)
 """What law=auto predicts with: on eight public tables it erred less, with its discrepancy, than the free
 laws without (scripts/score_splits.py)."""
+
+REPEATS = 1.1
+"""Epochs from which a run's data count as repeated. Assumption: a tenth of a second epoch is no matter."""
+
+
+def automatic(runs: Runs) -> tuple[Law, ...]:
+    """AUTOMATIC, and where the runs repeat their data and all say how often, also the law that knows of
+    it, each weighed by its backtests."""
+    repeated = runs.tokens > REPEATS * runs.unique_tokens
+    told = np.isfinite(runs.unique_tokens).all() and len(runs) > len(REPEATED.unknowns)
+    return (*AUTOMATIC, REPEATED) if told and repeated.any() else AUTOMATIC
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +77,14 @@ def fit_members(
     runs: Runs,
     predicting: Sequence[Law] = AUTOMATIC,
     *,
+    beside: Sequence[Law] = SURFACES,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> tuple[tuple[Member, ...], tuple[Skipped, ...]]:
-    """Fit SURFACES and the laws that predict; a law that the runs cannot determine is skipped with its
+    """Fit the laws that predict, and those `beside` them; a law that the runs cannot determine is skipped with its
     reason. `resamples` may be 0: then parameters have no intervals."""
     fitted, skipped = [], []
-    for law in {law.name: law for law in (*SURFACES, *predicting)}.values():
+    for law in {law.name: law for law in (*beside, *predicting)}.values():
         try:
             fitted.append((law, *fit_law(law, runs)))
         except ValueError as error:

@@ -21,7 +21,7 @@ from analysis.allocate import (
 from analysis.bias import isoflop_bias
 from analysis.conventions import Conventions, fit_conventions
 from analysis.design import advice
-from analysis.ensemble import AUTOMATIC, Member, fit_members, forecast
+from analysis.ensemble import AUTOMATIC, SURFACES, Member, automatic, fit_members, forecast
 from analysis.fitting import fit_law
 from analysis.isoflop import remedies
 from analysis.laws import COMPUTE, Law
@@ -109,8 +109,18 @@ def surfaces(members: Sequence[Member]) -> list[Member]:
     return [member for member in members if member.law.variables == ("params", "tokens")]
 
 
-def model(runs: Runs, predicting: Sequence[Law] = AUTOMATIC, *, resamples: int = RESAMPLES) -> Model:
+def model(
+    runs: Runs,
+    predicting: Sequence[Law] | None = None,
+    *,
+    rolled: Sequence[Law] = SURFACES,
+    resamples: int = RESAMPLES,
+) -> Model:
     """Leave out what contradicts the rest; fit, resample, roll out, and find the optima.
+
+    `predicting` is the automatic choice for these runs where not given. `rolled` are the laws whose
+    backtests are shown beside those of the laws that predict; they take half of the time and change no
+    prediction.
 
     Raises ValueError: too few distinct runs for the laws that predict, saying how many are needed.
     """
@@ -118,6 +128,7 @@ def model(runs: Runs, predicting: Sequence[Law] = AUTOMATIC, *, resamples: int =
         raise ValueError(
             "no run is left to fit: every row was excluded (see the exclusions). Nothing was fitted."
         )
+    predicting = automatic(runs) if predicting is None else predicting
     runs, outliers = screen(runs, predicting)
     members, skipped = fit_members(runs, predicting, resamples=resamples)
     missing = {law.name for law in predicting} - {member.law.name for member in members}
@@ -126,13 +137,13 @@ def model(runs: Runs, predicting: Sequence[Law] = AUTOMATIC, *, resamples: int =
             next(item.reason for item in skipped if any(f"'{name}'" in item.what for name in missing))
             + f" {advice(runs)}"
         )
-    calibration, backtests = calibrate(roll(runs, predicting), predicting)
+    calibration, backtests = calibrate(roll(runs, predicting, rolled), predicting)
     cost = cost_rule(runs)
     curves, draws, no_curves = isoflops(runs, cost)
     better, no_better = remedies(runs, curves, cost)
     compute = _along_optimum(runs, curves)
     found = (
-        by_envelope(runs),
+        by_envelope(runs, resamples),
         by_isoflops(curves, draws, cost),
         next((by_surface(m, cost, runs) for m in members if m.law.name == "separable"), None),
     )
@@ -165,14 +176,14 @@ def predict(
     said = forecast(known.members, known.calibration.weights, spots([target], [cluster]))
     log_loss, half = float(said.log_loss[0]), float(known.calibration.half_width(said)[0])
     by_law = {name: float(np.exp(value[0])) for name, value in said.by_law.items()}
-    costs = np.array([target.flops, known.runs.flops.max()])
-    optimum, optimum_of_dearest = (float(params) for params in np.exp(optimal_draws(known, costs)[0]))
+    costs = np.array([target.flops, known.runs.flops.max(), *(curve.flops for curve in known.isoflops)])
+    optimum, of_dearest, *of_curves = (float(params) for params in np.exp(optimal_draws(known, costs)[0]))
     if known.compute and 1 / NEAR_OPTIMUM < target.params / optimum < NEAR_OPTIMUM:
         by_law["compute"] = float(COMPUTE.loss_at(known.compute.values, flops=target.flops))
     weights = {member.law.name: weight for member, weight in known.predicting}
     evidence = Evidence(
         runs=known.runs,
-        fits={member.law.name: member.fit for member in known.members},
+        fits={fit.law: fit for fit in known.fits},
         weights=weights,
         by_law=by_law,
         loss=float(np.exp(log_loss)),
@@ -183,7 +194,8 @@ def predict(
         target=target,
         slopes={m.law.name: m.law.evaluate(m.theta[None], m.problem.X)[1][0] for m in known.members},
         conventions=known.conventions.at(target) if known.conventions else None,
-        optimum=optimum_of_dearest,
+        optima=of_curves,
+        optimal_ratio=float(known.cost.tokens(costs[1], np.array(of_dearest))) / of_dearest,
     )
     verdict, reasons = judge(evidence)
     scale = known.calibration.scale
@@ -221,6 +233,8 @@ def spots(targets: Sequence[Target], clusters: Sequence[str] | None = None) -> R
     labels = tuple(name or size_cluster(t.params) for name, t in zip(named, targets, strict=True))
     nameless = ("",) * len(targets)
     return Runs(nameless, nameless, labels, *columns, unknown, unknown, unique_tokens=columns[1])
+
+
 def _conventions(
     runs: Runs, members: Sequence[Member], weights: Mapping[str, float]
 ) -> Conventions | None:

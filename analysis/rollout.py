@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.ensemble import AUTOMATIC, Member, Voice, fit_members, forecast
+from analysis.ensemble import AUTOMATIC, SURFACES, Member, Voice, fit_members, forecast
 from analysis.laws import Law
 from analysis.values import LEVEL, BacktestRow, Runs
 
@@ -81,32 +81,49 @@ def budgets(flops: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(ordered[1:] / ordered[:-1] >= SAME_BUDGET) + 1)
 
 
+def in_budgets(runs: Runs) -> bool:
+    """Do the runs' FLOPs stand in tight groups, of three runs on average or more?"""
+    found = [runs.flops[index] for index in budgets(runs.flops)]
+    return len(runs) >= 3 * len(found) and all(
+        budget.max() / budget.min() < SAME_BUDGET**2 for budget in found
+    )
+
+
+def levels(values: np.ndarray, same: float) -> int:
+    """Levels that lie apart by the ratio `same` or more: each begins at its least value, so that a dense
+    cloud counts for the range it covers."""
+    count, least = 0, 0.0
+    for value in np.sort(values):
+        if not count or value >= same * least:
+            count, least = count + 1, value
+    return count
+
+
 def cuts(runs: Runs) -> list[float]:
     """FLOPs to cut at, ascending: after the second budget and each later one but the last, or where
     the runs form no budgets (fewer than three to each, or one that spreads as far as the next), at
     quantiles of their FLOPs."""
     flops = np.sort(runs.flops)
-    levels = [runs.flops[index] for index in budgets(runs.flops)]
-    formed = len(runs) >= 3 * len(levels) and all(
-        level.max() / level.min() < SAME_BUDGET**2 for level in levels
-    )
-    if formed:
-        tops = [float(level.max()) for level in levels[1:-1]]
+    if in_budgets(runs):
+        tops = [float(runs.flops[budget].max()) for budget in budgets(runs.flops)[1:-1]]
     else:
         shares = np.linspace(CHEAPEST_SHARE, DEAREST_SHARE, CUTS)
         tops = sorted({float(np.quantile(flops, share, method="lower")) for share in shares})
     return [top for top in tops if np.mean(flops <= top) >= CHEAPEST_SHARE][-CUTS:]
 
 
-def roll(runs: Runs, predicting: Sequence[Law] = AUTOMATIC) -> tuple[Rollout, ...]:
-    """Fit every law at every cut that leaves enough runs for all that predict."""
+def roll(
+    runs: Runs, predicting: Sequence[Law] = AUTOMATIC, beside: Sequence[Law] = SURFACES
+) -> tuple[Rollout, ...]:
+    """Fit the laws that predict, and those `beside` them that only show their errors, at every cut that
+    leaves enough runs for all that predict."""
     names = {law.name for law in predicting}
     rollouts = []
     for cut in cuts(runs):
         cheaper = runs.flops <= cut
         if cheaper.all():
             continue
-        members, _ = fit_members(runs.take(cheaper), predicting, resamples=0)
+        members, _ = fit_members(runs.take(cheaper), predicting, beside=beside, resamples=0)
         if not names <= {member.law.name for member in members}:
             continue
         dearer = runs.take(~cheaper)

@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from analysis.values import Analysis, BacktestRow, Measured, Prediction, Runs, Target, Verdict, latest
+from analysis.values import (
+    Analysis,
+    BacktestRow,
+    HealthFinding,
+    Measured,
+    Prediction,
+    Runs,
+    Target,
+    Verdict,
+    latest,
+)
 
 PREDICTION_COLUMNS = (
     *("params", "tokens", "flops", "loss", "lo90", "hi90", "law", "extrapolation", "verdict"),
@@ -41,7 +51,8 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 
 def write_results(out: Path, analysis: Analysis) -> None:
-    """fits.json, predictions.csv (the latest prediction of each target), backtest.csv and exclusions.csv."""
+    """fits.json, predictions.csv (the latest prediction of each target), backtest.csv,
+    exclusions.csv and health.csv."""
     write_fits(out / "fits.json", analysis)
     newest = {id(prediction) for prediction in latest(analysis.predictions)}
     predicted = [_prediction_row(p) for p in analysis.predictions if id(p) in newest]
@@ -51,6 +62,9 @@ def write_results(out: Path, analysis: Analysis) -> None:
     write_csv(out / "backtest.csv", [*names, "log_error"], tested)
     left_out = [[exclusion.run_id, exclusion.reason] for exclusion in analysis.exclusions]
     write_csv(out / "exclusions.csv", ["run_id", "reason"], left_out)
+    names = [field.name for field in dataclasses.fields(HealthFinding)]
+    sick = [[getattr(finding, name) for name in names] for finding in analysis.health]
+    write_csv(out / "health.csv", names, sick)
 
 
 def _prediction_row(p: Prediction) -> list[Any]:
@@ -62,21 +76,23 @@ def _prediction_row(p: Prediction) -> list[Any]:
 def write_fits(path: Path, analysis: Analysis) -> None:
     """Every fitted number: laws, isoFLOP curves, exponents, backtests, the verdict and its reasons."""
     names = ("params_kind", "flops_kind", "verdict", "reasons", "problems", "fits", "isoflops", "allocations")
-    names += ("remedies", "isoflop_bias", "conventions", "advice", "backtests", "skipped", "entropy")
+    names += ("remedies", "isoflop_bias", "conventions", "advice", "backtests", "skipped", "entropy", "rates")
     content = {name: as_json(getattr(analysis, name)) for name in (*names, "frontier")}
     content["range"] = fitted_range(analysis.runs)
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def fitted_range(runs: Runs) -> dict[str, tuple[float, float]]:
-    """The least and the largest N, D and C among the fitted runs."""
+    """The least and the largest N, D and C among the fitted runs; empty without any."""
+    if not len(runs):
+        return {}
     columns = {name: getattr(runs, name) for name in ("params", "tokens", "flops")}
     return {name: (float(column.min()), float(column.max())) for name, column in columns.items()}
 
 
 def as_json(value: Any) -> Any:
-    """Dataclasses, enums, mappings and arrays as what JSON can hold; a knee or condition of infinity is
-    null."""
+    """Dataclasses, enums, mappings and arrays as what JSON can hold; a knee or condition of infinity, and
+    the end of an interval that is not known, is null."""
     if dataclasses.is_dataclass(value):
         return {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
@@ -85,7 +101,7 @@ def as_json(value: Any) -> Any:
         return {key: as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_json(item) for item in value]
-    if isinstance(value, float) and math.isinf(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 

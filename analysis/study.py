@@ -8,24 +8,30 @@ from dataclasses import replace
 
 import numpy as np
 
+from analysis.allocate import envelope
 from analysis.design import helpful_runs
 from analysis.discrepancy import MOST_RUNS
+from analysis.health import concerns
 from analysis.prediction import Model, frontier, optimal_target, predict
 from analysis.published import PUBLISHED
+from analysis.rates import study_rates
 from analysis.surfaces import loss_surface, records_by_distance, track_records
 from analysis.table import Table, read_holdout_losses
 from analysis.values import (
     Analysis,
     EntropyCheck,
+    Exclusion,
     HelpfulRun,
     Measured,
     Prediction,
+    RateStudy,
     RunRow,
     Status,
     Target,
     Verdict,
     latest,
 )
+from analysis.windows import planned_budgets
 
 SAME_RUN = 1e-6
 """Relative difference in N and D within which a holdout is the predicted run: counts printed to
@@ -147,6 +153,42 @@ def study(
         ),
         records=track_records(known.backtests),
         records_by_distance=records_by_distance(known.backtests),
+        rates=study_rates(table.rows),
+        health=table.health,
+        metadata=dict(metadata or {}),
+    )
+
+
+def unfitted(table: Table, reason: str, *, title: str, metadata: Mapping[str, str] | None = None) -> Analysis:
+    """What a table shows to which no law can be fitted: its rate grids, its runs and their health.
+
+    Args:
+        reason: why there is no law.
+    Raises ValueError(reason): it has no rate grid, so there is nothing to show.
+    """
+    rates = study_rates(table.rows)
+    if rates is None:
+        raise ValueError(reason)
+    return Analysis(
+        title=title,
+        params_kind=table.params_kind,
+        flops_kind=table.flops_kind,
+        runs=table.runs,
+        rows=table.rows,
+        exclusions=table.exclusions,
+        fits=(),
+        isoflops=(),
+        envelope=envelope(table.runs),
+        allocations=(),
+        published=(),
+        frontier=None,
+        backtests=(),
+        predictions=(),
+        verdict=Verdict.NOT_SUPPORTED,
+        reasons=(f"no law was fitted: {reason.split('. ')[0]}",),
+        problems=(*_rate_problems(rates), *_excluded(table), *table.notes),
+        rates=rates,
+        health=table.health,
         metadata=dict(metadata or {}),
     )
 
@@ -192,12 +234,15 @@ def _problems(
     for fit in known.fits:
         if fit.status != Status.CONVERGED:
             problems.append(f"The {fit.law} law's fit is {fit.status.value}: {fit.reason}.")
-    for reason in dict.fromkeys(curve.reason for curve in known.isoflops if not curve.bracketed):
-        groups = [curve.group for curve in known.isoflops if curve.reason == reason]
+    planned = known.isoflops if planned_budgets(known.runs) else ()
+    for reason in dict.fromkeys(curve.reason for curve in planned if not curve.bracketed):
+        groups = [curve.group for curve in planned if curve.reason == reason]
         which = groups[0] if len(groups) == 1 else f"{len(groups)} of {len(known.isoflops)} budgets"
         problems.append(f"IsoFLOP curve of {which}: {reason}.")
     unfinished = [row for row in table.rows if row.role == "holdout" and row.status in ("failed", "diverged")]
     problems += [f"Holdout {row.run_id} {row.status}." for row in unfinished]
+    holdouts = {row.run_id for row in table.rows if row.role == "holdout"}
+    problems += [f"Holdout {f.run_id}: {f.says}." for f in table.health if f.run_id in holdouts]
     if entropy and entropy.irreducible.interval:
         interval = entropy.irreducible.interval
         if not interval.lo <= entropy.entropy_rate <= interval.hi:
@@ -210,12 +255,16 @@ def _problems(
             f"FLOPs a token are no smooth function of N here (off by up to {100 * known.cost.worst:.0f}%), "
             "so compute-optimal sizes are rough."
         )
-    problems += _biased(known, predictions)
-    exclusions = (*table.exclusions, *known.outliers)
-    if exclusions:
-        kinds = Counter(_kind(exclusion.reason) for exclusion in exclusions)
-        told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
-        problems.append(f"{len(exclusions)} of {len(table.rows)} rows are in no fit ({told}).")
+    problems += _biased(known, predictions) if planned else []
+    rates = study_rates(table.rows)
+    problems += _rate_problems(rates) if rates else ()
+    fitted = set(known.runs.run_id)
+    params = sorted({row.param for row in table.rows if row.run_id in fitted})
+    if len(params) > 1:
+        told = ", ".join(name or "none named" for name in params)
+        problems.append(f"The fitted runs are of several parametrisations ({told}), and the law is none's.")
+    problems += concerns([finding for finding in table.health if finding.run_id in fitted], len(fitted))
+    problems += _excluded(table, known.outliers)
     if known.outliers:
         named = "; ".join(f"{outlier.run_id}: {outlier.reason}" for outlier in known.outliers[:OFFENDERS])
         more = f"; and {len(known.outliers) - OFFENDERS} more" if len(known.outliers) > OFFENDERS else ""
@@ -228,6 +277,23 @@ def _problems(
     problems += [f"Not computed: {item.what}: {item.reason}." for item in known.skipped]
     problems += list(table.notes)
     return tuple(problems)
+
+
+def _rate_problems(rates: RateStudy) -> tuple[str, ...]:
+    """Of parametrisations whose optimal rate moves, or that nothing can be said of."""
+    return tuple(
+        f"Rates under {drift.param}: {drift.says}." if drift.param else f"Rates: {drift.says}."
+        for drift in rates.drifts
+        if drift.transfers is not True
+    )
+
+
+def _excluded(table: Table, outliers: Sequence[Exclusion] = ()) -> tuple[str, ...]:
+    exclusions = (*table.exclusions, *outliers)
+    sick = {finding.says: finding.kind for finding in table.health if finding.kind != "too few steps"}
+    kinds = Counter(sick.get(exclusion.reason) or _kind(exclusion.reason) for exclusion in exclusions)
+    told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    return (f"{len(exclusions)} of {len(table.rows)} rows are in no fit ({told}).",) if exclusions else ()
 
 
 def _biased(known: Model, predictions: Sequence[Prediction]) -> list[str]:

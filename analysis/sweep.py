@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 
 from analysis import store
+from analysis.health import of_predicted, with_health
 from analysis.prediction import model, optimal_range, predict
-from analysis.study import is_target, losses_of_predicted, measure, study
+from analysis.study import is_target, losses_of_predicted, measure, study, unfitted
 from analysis.table import SWEEP_RULES, Rules, Table, TableError, read_table
 from analysis.values import Analysis, Prediction, Target, TargetChoice
 
@@ -22,8 +23,11 @@ MOST_UNCERTAIN = 100.0
 
 
 def runs_table(folder: Path, rules: Rules = SWEEP_RULES) -> Table:
-    """runs.csv of a sweep; N is non-embedding. Raises TableError."""
-    return read_table(Path(folder) / "runs.csv", {"params": "params_non_embedding"}, rules)
+    """runs.csv of a sweep, the runs that are not well trained excluded; N is non-embedding.
+
+    Raises TableError."""
+    table = read_table(Path(folder) / "runs.csv", {"params": "params_non_embedding"}, rules)
+    return with_health(table, folder)
 
 
 def choose_target(folder: Path, flops: float) -> TargetChoice:
@@ -102,22 +106,24 @@ def score(folder: Path) -> tuple[Prediction, ...]:
 def analyse(folder: Path) -> Analysis:
     """Everything the report shows of a sweep; also writes report/fits.json and the tables beside it.
 
-    Raises ValueError (TableError for the table): too few runs to fit anything.
+    Where too few runs are there to fit anything, what its rate grids show.
+    Raises ValueError (TableError for the table): neither a fit nor a rate grid.
     """
     folder = Path(folder)
     table = runs_table(folder)
     predictions = score(folder)
     losses = losses_of_predicted(table, predictions)
+    table = of_predicted(table, folder, set(losses))
     metadata, entropy_rate = plan_facts(folder)
-    analysis = study(
-        table,
-        model(table.runs),
-        predictions,
-        losses,
-        title=folder.resolve().name,
-        metadata=metadata,
-        entropy_rate=entropy_rate,
-    )
+    title = folder.resolve().name
+    try:
+        known = model(table.runs)
+    except ValueError as error:
+        analysis = unfitted(table, str(error), title=title, metadata=metadata)
+    else:
+        analysis = study(
+            table, known, predictions, losses, title=title, metadata=metadata, entropy_rate=entropy_rate
+        )
     store.write_results(folder / "report", analysis)
     return analysis
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.offers import FLOPS_COLUMNS, PARAMS_COLUMNS, columns_of, decayed
-from analysis.values import Exclusion, RunRow, Runs
+from analysis.values import Exclusion, HealthFinding, RunRow, Runs
 
 ALIASES = {
     "run_id": ("run_id", "run", "id", "name"),
@@ -31,6 +31,10 @@ ALIASES = {
     "lr": ("lr",),
     "batch_tokens": ("batch_tokens",),
     "wall_seconds": ("wall_seconds",),
+    "n_layer": ("n_layer", "depth"),
+    "d_model": ("d_model", "width"),
+    "param": ("param", "parametrisation", "parametrization"),
+    "bits_per_byte": ("bits_per_byte",),
 }
 """Names a column is known by where the user names none, the first that is there."""
 
@@ -90,7 +94,8 @@ class Holdout:
 class Table:
     """What was read. `params_kind` and `flops_kind` say what N and C count; `columns` is what each
     meaning was read from; `notes` say what was derived. `digest` is the SHA-256 of (run_id, status,
-    loss) of all rows that are no holdout, sorted: what any fit of this table rests on."""
+    loss) of all rows that are no holdout, sorted: what any fit of this table rests on. `health` is what
+    `analysis.health` found wrong with finished runs."""
 
     path: Path
     runs: Runs
@@ -102,6 +107,7 @@ class Table:
     flops_kind: str
     notes: tuple[str, ...]
     digest: str
+    health: tuple[HealthFinding, ...] = ()
 
 
 def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rules = Rules()) -> Table:
@@ -373,6 +379,11 @@ class _Reader:
             loss_se=None if holdout else self.number(i, "loss_se"),
             lr=self.number(i, "lr"),
             wall_seconds=self.number(i, "wall_seconds"),
+            batch_tokens=self.positive(i, "batch_tokens"),
+            n_layer=self.number(i, "n_layer"),
+            d_model=self.number(i, "d_model"),
+            param=self.text(i, "param"),
+            bits_per_byte=None if holdout else self.number(i, "bits_per_byte"),
         )
 
     def exclusion(self, i: int, row: RunRow, rules: Rules) -> str:

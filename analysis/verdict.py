@@ -14,7 +14,7 @@ from scipy import stats
 
 from analysis.design import helpful_runs, in_words
 from analysis.patterns import clipped, robust_sd, trend
-from analysis.rollout import SAME_BUDGET, budgets
+from analysis.rollout import SAME_BUDGET, budgets, levels
 from analysis.values import (
     BacktestRow,
     ByConvention,
@@ -25,6 +25,7 @@ from analysis.values import (
     Target,
     Verdict,
 )
+from analysis.windows import planned_budgets
 
 FAR, TOO_FAR = 12.0, 110.0
 """Target FLOPs over the dearest fitted run's. Assumption: one decade, the usual last step of a sweep,
@@ -33,9 +34,9 @@ is ordinary, and beyond two no backtest inside a sweep can speak (10% slack for 
 FEW_BUDGETS, TOO_FEW_BUDGETS = 4, 3
 """Cost levels. Assumption: with two, a law's curvature is a guess."""
 
-NEARLY_AS_DEAR = 3.0
-"""Factor in cost to the dearest run within which sizes show where the optimum lies. Assumption: the
-optimum moves by about its square root."""
+NEARLY_AS_DEAR = 10.0
+"""Factor in cost to the dearest run within which tokens a parameter show on which side of the optimum the
+runs lie: by Hoffmann et al. 2022 (table 2) the optimal ratio moves by at most 1.2 over it."""
 
 FEW_RATIOS = 3
 """Levels of D/N. Assumption: two give a slope between size and data, and no bend in it."""
@@ -91,8 +92,9 @@ class Evidence:
     rollout.Calibration; fits and by_law by law name, weights of those laws that predict.
 
     slopes: d log L / d theta of each law at its fit, [run, unknown] by name; conventions: what other
-    ways of counting N and C say, None where the table offers one alone; optimum: the compute-optimal N
-    at the dearest run's cost, by the laws that predict, None where unknown.
+    ways of counting N and C say, None where the table offers one alone. By the laws that predict:
+    optima: the compute-optimal N at each isoFLOP curve's cost, [curve]; optimal_ratio: the D/N of the
+    compute-optimal run at the dearest run's cost; each None where unknown.
     """
 
     runs: Runs
@@ -107,7 +109,8 @@ class Evidence:
     target: Target
     slopes: Mapping[str, np.ndarray] = field(default_factory=dict)
     conventions: ByConvention | None = None
-    optimum: float | None = None
+    optima: Sequence[float] | None = None
+    optimal_ratio: float | None = None
 
 
 def judge(evidence: Evidence) -> tuple[Verdict, tuple[str, ...]]:
@@ -136,24 +139,14 @@ def _distance(e: Evidence) -> Iterator[Finding]:
 
 
 def _levels(e: Evidence) -> Iterator[Finding]:
-    levels = _count_levels(e.runs.flops, SAME_BUDGET)
-    if levels < TOO_FEW_BUDGETS:
+    count = levels(e.runs.flops, SAME_BUDGET)
+    if count < TOO_FEW_BUDGETS:
         yield (
             Verdict.NOT_SUPPORTED,
-            f"the runs have {levels} cost level{'s' * (levels > 1)}; a law needs {TOO_FEW_BUDGETS} or more",
+            f"the runs have {count} cost level{'s' * (count > 1)}; a law needs {TOO_FEW_BUDGETS} or more",
         )
-    elif levels < FEW_BUDGETS:
-        yield Verdict.WEAK, f"the runs have only {levels} cost levels"
-
-
-def _count_levels(values: np.ndarray, same: float) -> int:
-    """Levels that lie apart by the ratio `same` or more: each begins at its least value, so that a dense
-    cloud counts for the range it covers."""
-    levels, least = 0, 0.0
-    for value in np.sort(values):
-        if not levels or value >= same * least:
-            levels, least = levels + 1, value
-    return levels
+    elif count < FEW_BUDGETS:
+        yield Verdict.WEAK, f"the runs have only {count} cost levels"
 
 
 def _line(runs: Runs) -> tuple[np.ndarray, float]:
@@ -166,7 +159,7 @@ def _line(runs: Runs) -> tuple[np.ndarray, float]:
 
 def _collinear(e: Evidence) -> Iterator[Finding]:
     line, apart = _line(e.runs)
-    ratios = _count_levels(e.runs.tokens / e.runs.params, SAME_RATIO)
+    ratios = levels(e.runs.tokens / e.runs.params, SAME_RATIO)
     if apart < COLLINEAR:
         away = abs(np.log(e.target.tokens) - line[0] - line[1] * np.log(e.target.params))
         verdict = Verdict.NOT_SUPPORTED if away > 3 * COLLINEAR else Verdict.WEAK
@@ -195,8 +188,16 @@ def _ratio(e: Evidence) -> Iterator[Finding]:
 
 
 def _brackets(e: Evidence) -> Iterator[Finding]:
-    if _planned(e.runs):
-        open_ended = [curve.group for curve in e.isoflops if not curve.bracketed]
+    """Were runs made on both sides of the compute-optimal one? Of planned budgets each is asked, else the
+    dear end. A budget's few noisy losses can put its own minimum outside by chance, so what all budgets
+    together say, the law, must agree."""
+    if e.isoflops and planned_budgets(e.runs):
+        optima = e.optima if e.optima is not None else [np.nan] * len(e.isoflops)
+        open_ended = [
+            curve.group
+            for curve, optimum in zip(e.isoflops, optima, strict=True)
+            if not (curve.bracketed or curve.params[0] < optimum < curve.params[-1])
+        ]
         if open_ended:
             yield (
                 Verdict.WEAK,
@@ -205,24 +206,18 @@ def _brackets(e: Evidence) -> Iterator[Finding]:
                     f"({', '.join(open_ended[:4])}{', ...' if len(open_ended) > 4 else ''})"
                 ),
             )
-    elif e.optimum is not None:
-        dear = e.runs.params[e.runs.flops >= e.runs.flops.max() / NEARLY_AS_DEAR]
-        if not dear.min() <= e.optimum <= dear.max():
+    elif e.optimal_ratio is not None:
+        dear = e.runs.flops >= e.runs.flops.max() / NEARLY_AS_DEAR
+        seen = e.runs.tokens[dear] / e.runs.params[dear]
+        if not seen.min() <= e.optimal_ratio <= seen.max():
             yield (
                 Verdict.WEAK,
                 (
-                    f"the optimal size at the dearest run's cost, {e.optimum:.3g}, lies outside the sizes that "
-                    f"were run near that cost ({dear.min():.3g} to {dear.max():.3g})"
+                    f"the compute-optimal run at the dearest run's cost has {e.optimal_ratio:.3g} tokens a "
+                    f"parameter; those run within a factor of {NEARLY_AS_DEAR:g} of that cost have "
+                    f"{seen.min():.3g} to {seen.max():.3g}"
                 ),
             )
-
-
-def _planned(runs: Runs) -> bool:
-    """Were the runs planned as budgets? By their labels, or by FLOPs that stand in tight groups of three
-    and more; elsewhere runs of nearly equal cost meet by chance, and their curve says little."""
-    levels = budgets(runs.flops)
-    tight = all(runs.flops[level].max() < SAME_BUDGET**2 * runs.flops[level].min() for level in levels)
-    return any(runs.group) or (tight and len(runs) >= 3 * len(levels))
 
 
 def _fits(e: Evidence) -> Iterator[Finding]:
@@ -241,7 +236,7 @@ def _agreement(e: Evidence) -> Iterator[Finding]:
         for name, loss in e.by_law.items()
         if name not in e.fits
         or name in e.weights
-        or (e.fits[name].status != Status.NOT_CONVERGED and e.fits[name].rms_pct <= CREDIBLE * own)
+        or (e.fits[name].status == Status.CONVERGED and e.fits[name].rms_pct <= CREDIBLE * own)
     }
     lo, hi = min(heard.values()), max(heard.values())
     if np.log(hi / lo) > 2 * e.half_width:

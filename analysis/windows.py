@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.resample import RESAMPLES, SEED
-from analysis.rollout import SAME_BUDGET
+from analysis.rollout import SAME_BUDGET, in_budgets, levels
 from analysis.values import Isoflop, Runs
 
 FEWEST_SIZES = 4
@@ -52,6 +52,15 @@ def groups(runs: Runs) -> list[tuple[str, np.ndarray]]:
         windows[-1].append(int(i))
     sets = [(f"{runs.flops[window].mean():.2e}", np.array(window)) for window in windows]
     return [(name, index) for name, index in sets if len(np.unique(runs.params[index])) >= FEWEST_SIZES]
+
+
+def planned_budgets(runs: Runs) -> bool:
+    """Were the runs planned as budgets, each spent on several sizes? By their labels, or by FLOPs that stand
+    in tight groups and on fewer levels than D: where a few sizes cross a few token counts it is the other
+    way around, and runs of nearly equal cost, which meet by chance, need not have a minimum among them."""
+    if any(runs.group):
+        return True
+    return in_budgets(runs) and levels(runs.flops, SAME_BUDGET) < levels(runs.tokens, SAME_BUDGET)
 
 
 def window_of(runs: Runs, index: np.ndarray) -> Window:

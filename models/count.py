@@ -9,6 +9,7 @@ appendix F, and what torch.utils.flop_counter counts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from models.config import DecoderShape
 
@@ -35,6 +36,7 @@ class ParameterCount:
         return self.attention + self.feed_forward + self.norm + self.head
 
 
+@cache
 def count_parameters(shape: DecoderShape) -> ParameterCount:
     """Parameters of a decoder of this shape, by group."""
     d, layers = shape.d_model, shape.n_layer
@@ -83,6 +85,7 @@ def forward_matmul_flops(shape: DecoderShape) -> dict[str, int]:
     }
 
 
+@cache
 def count_flops(shape: DecoderShape) -> FlopCount:
     """Training FLOPs for one token of a sequence of `shape.seq_len`, under every convention."""
     parameters = count_parameters(shape)

@@ -83,16 +83,20 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, shape: DecoderShape) -> None:
+    def __init__(self, shape: DecoderShape, residual_multiplier: float = 1.0) -> None:
         super().__init__()
+        self.residual_multiplier = residual_multiplier
         self.attention_norm = RMSNorm(shape.d_model)
         self.attention = Attention(shape)
         self.feed_forward_norm = RMSNorm(shape.d_model)
         self.feed_forward = FeedForward(shape)
 
     def forward(self, x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, signed_sin)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        if self.residual_multiplier == 1.0:
+            x = x + self.attention(self.attention_norm(x), cos, signed_sin)
+            return x + self.feed_forward(self.feed_forward_norm(x))
+        x = x + self.residual_multiplier * self.attention(self.attention_norm(x), cos, signed_sin)
+        return x + self.residual_multiplier * self.feed_forward(self.feed_forward_norm(x))
 
 
 class Decoder(nn.Module):
@@ -101,13 +105,16 @@ class Decoder(nn.Module):
     Args:
         shape: what to build; the number of parameters is asserted to equal `count_parameters`.
         output_multiplier: the logits' factor, as the transfer rule wants it.
+        residual_multiplier: the factor on what each half of a block adds to the residual stream.
     """
 
-    def __init__(self, shape: DecoderShape, output_multiplier: float = 1.0) -> None:
+    def __init__(
+        self, shape: DecoderShape, output_multiplier: float = 1.0, residual_multiplier: float = 1.0
+    ) -> None:
         super().__init__()
         self.shape, self.output_multiplier = shape, output_multiplier
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layer))
+        self.blocks = nn.ModuleList(Block(shape, residual_multiplier) for _ in range(shape.n_layer))
         self.norm = RMSNorm(shape.d_model)
         self.head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         if shape.tied:

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from sweep.commands import run_command
 from sweep.hardware import has_gpu
 from sweep.plan.schema import ConfigError, to_config
 
@@ -38,7 +39,7 @@ OmegaConf.register_new_resolver("times_largest", times_largest, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(composed: DictConfig) -> None:
+def experiment(composed: DictConfig) -> None:
     """Exit status: 0 done, 1 some run failed or could not be run, 2 refused with nothing launched,
     130 or 143 stopped by Ctrl-C or SIGTERM with everything checkpointed."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -64,6 +65,14 @@ def main(composed: DictConfig) -> None:
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from here.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def main() -> None:
+    """A command of `sweep.commands` where the first argument names one, else the experiment."""
+    status = run_command(sys.argv[1:])
+    if status is not None:
+        sys.exit(status)
+    experiment()
 
 
 def _refuse(message: str) -> None:

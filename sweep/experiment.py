@@ -9,10 +9,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from analysis import sweep as analysis
+from analysis.rates import lines
 from analysis.report import write_report
 from analysis.values import Prediction, Target
 from models.count import count_parameters
@@ -26,12 +28,12 @@ from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
 from sweep.execute.progress import progress_for
 from sweep.files import SweepFolder
-from sweep.hardware import Hardware
+from sweep.hardware import Hardware, has_muon
 from sweep.places import THREADS, executor_for, hardware_for, is_remote
 from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
 from sweep.plan.order import makespan, parent_id
-from sweep.plan.plan import Corpus, micro_batch_sequences, plan
+from sweep.plan.plan import Corpus, micro_batch_sequences, notes, plan
 from sweep.plan.schema import ConfigError, SweepConfig
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import Shared, own_flops, share, whole_flops
@@ -92,6 +94,7 @@ class Sweep:
     def execute(self, runs: Sequence[PlannedRun], mirror: Mirror) -> None:
         """Bring these runs to a result. Raises Interrupted after a checkpoint of each."""
         self.write()
+        executor = self.config.executor
         place = executor_for(self.config, self.hardware, self.folder)
         outcomes = execute(
             self.folder,
@@ -99,7 +102,8 @@ class Sweep:
             place,
             self.execution,
             plan=self.runs,
-            retries=self.config.executor.retries,
+            retries=executor.retries,
+            hang_seconds=None if executor.hang_minutes is None else 60 * executor.hang_minutes,
             progress=progress_for(),
             mirror=mirror,
         )
@@ -146,6 +150,12 @@ def run(config: SweepConfig) -> int:
     provisional = target_cell(config, vocab_size, provisional_target_params(config))
     wanted = [*first, *([provisional] if provisional else [])]
     check_folder(folder, config)
+    if changed := provenance.changed_versions(folder):
+        out.print(
+            "code or libraries have changed since this folder's last command; runs that are done are kept, since a "
+            f"change of the recipe would have changed their ids: {'; '.join(changed)}",
+            markup=False,
+        )
 
     streamed = source.kind == "hf"
     facts = None if streamed else prepare_corpus(config, tokens_needed(wanted), out)
@@ -153,7 +163,10 @@ def run(config: SweepConfig) -> int:
     sweep.add(first)
     targets = [provisional] if provisional else []
     target_runs = planned_runs(config, [*sweep.cells, *targets], sweep.corpus).runs[len(first) :]
+    check_optimizer(sweep.runs)
     check_memory([*sweep.runs, *target_runs], hardware)
+    for note in notes(wanted):
+        out.print(note, markup=False)
     show_cost(sweep, target_runs, out)
     if config.plan_only:
         out.print("plan_only=true: nothing was launched.")
@@ -165,6 +178,7 @@ def run(config: SweepConfig) -> int:
             sweep.add(first)
         check_corpus(folder, facts)
         sweep.data_folder, sweep.facts = facts.folder, dataclasses.asdict(facts)
+        sweep.notes += notes(wanted)
         return train_and_analyse(sweep, out)
 
 
@@ -245,6 +259,15 @@ def check_corpus(folder: SweepFolder, facts: CorpusFacts) -> None:
             f"out={folder.path}: its runs were trained on corpus {before[:12]}, and the data now have fingerprint "
             f"{facts.fingerprint[:12]} (other files, another Python's library, or another tokenizer). "
             "Give another name= or out=, or restore the data. Nothing was launched."
+        )
+
+
+def check_optimizer(runs: Sequence[PlannedRun]) -> None:
+    """Raise Refused for runs that want Muon where the installed torch has none."""
+    if any(run.spec.optim.kind == "muon" for run in runs) and not has_muon():
+        raise Refused(
+            f"optim=muon wants torch 2.9 or later; installed is {metadata.version('torch')}. Upgrade torch, or say "
+            "optim=adamw. Nothing was launched."
         )
 
 
@@ -338,6 +361,10 @@ def write_analysis(sweep: Sweep, out) -> Path | None:
     except ValueError as error:
         out.print(f"no fit, no report: {error}")
         return None
+    if not found.fits:
+        out.print("; ".join(found.reasons), markup=False)
+    for line in lines(found.rates) if found.rates else ():
+        out.print(line, markup=False)
     for prediction in found.predictions:
         measured = prediction.measured
         said = (
@@ -382,7 +409,7 @@ def extend(sweep: Sweep, out) -> bool:
         try:
             plan(extension.cells, sweep.corpus)
         except ConfigError as error:
-            sweep.notes.append(f"budget {extension.budget:.3g} stays unbracketed: {error}")
+            sweep.notes.append(f"{extension.message}, which cannot be: {error}")
             out.print(sweep.notes[-1])
             continue
         new += extension.cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ class RunFolder:
     path: Path
 
     def sibling(self, run_id: str) -> RunFolder:
-        """The folder of another run of the same sweep."""
-        return RunFolder(self.path.parent / run_id)
+        """The folder of another run of the same sweep. Raises ValueError for what is no run's id."""
+        return RunFolder(self.path.parent / _checked(run_id))
 
     @property
     def spec(self) -> Path:
@@ -41,6 +42,15 @@ class RunFolder:
         return self.path / "checkpoint"
 
     @property
+    def weights(self) -> Path:
+        return self.checkpoint / "model.safetensors"
+
+    @property
+    def architecture(self) -> Path:
+        """What `sweep import` writes in place of a spec: the shape and the multipliers of the weights."""
+        return self.path / "architecture.json"
+
+    @property
     def log(self) -> Path:
         return self.path / "worker.log"
 
@@ -52,6 +62,11 @@ class RunFolder:
     def ended(self) -> Path:
         """How the last batch job of this run ended (sweep/execute/attend.py)."""
         return self.path / "ended.json"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Touched by the worker while it makes updates."""
+        return self.path / "heartbeat"
 
 
 @dataclass(frozen=True)
@@ -86,28 +101,38 @@ class SweepFolder:
         return self.path / "jobs"
 
     def run(self, run_id: str) -> RunFolder:
-        return RunFolder(self.path / "runs" / run_id)
+        """Raises ValueError for what is no run's id."""
+        return RunFolder(self.path / "runs" / _checked(run_id))
 
 
-def write_atomically(path: Path, text: str) -> None:
+def _checked(run_id: str) -> str:
+    """A run's id, from a file perhaps, that can name no folder but a run's."""
+    if re.fullmatch("[0-9a-f]{12}", run_id) is None:
+        raise ValueError(f"{run_id!r} is no run's id, which has 12 hexadecimal digits; nothing was read or written")
+    return run_id
+
+
+def write_atomically(path: Path, text: str, durable: bool = True) -> None:
     """Write `text` so that `path` holds either its old content or all of the new, also after a
-    power cut. Raises OSError (a full disk, a read-only folder) and then leaves no partial file."""
+    power cut where `durable`, which takes as long as the disk does. Raises OSError (a full disk, a read-only
+    folder) and then leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
     """`write_atomically` of indented JSON; NaN and infinity are refused (ValueError)."""
-    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(value, indent=1, allow_nan=False) + "\n", durable)
 
 
 def read_json(path: Path) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 GPU_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
@@ -36,6 +38,12 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def has_muon() -> bool:
+    """Whether the installed torch has torch.optim.Muon, which came with 2.9; torch is not imported."""
+    major, minor = re.match(r"(\d+)\.(\d+)", metadata.version("torch")).groups()
+    return (int(major), int(minor)) >= (2, 9)
 
 
 def usable_cores() -> int:

@@ -42,7 +42,7 @@ def _run(folder: RunFolder, request: dict, stop: StopRequest) -> int:
     import torch
 
     from sweep.plan.spec import RunSpec
-    from sweep.train.checkpoint import discard_checkpoint
+    from sweep.train.checkpoint import discard_checkpoint, discard_previous
     from sweep.train.result import result_for
     from sweep.train.train import Execution, Stopped, train
 
@@ -60,6 +60,8 @@ def _run(folder: RunFolder, request: dict, stop: StopRequest) -> int:
     # a failure's cause may be mended, and the run go on from there; branches go on from a trunk's
     if result.status == "diverged" or result.status == "finished" and not spec.is_trunk:
         discard_checkpoint(folder)
+    elif result.status == "finished":
+        discard_previous(folder)
     return 0
 
 

@@ -17,7 +17,7 @@ TRUTH = {"E": 0.9, "A": 60.0, "B": 250.0, "a": 0.45, "b": 0.42, "k": 0.85}
 BUDGETS = tuple(np.geomspace(1e11, 1e12, 5))
 COLUMNS = (
     "run_id,group,role,status,arch,n_layer,d_model,params_total,params_non_embedding,vocab_size,seq_len,"
-    "batch_tokens,lr,seed,tokens,unique_tokens,epochs,flops,flops_6nd,loss,loss_se,bits_per_byte,parent,"
+    "batch_tokens,lr,param,seed,tokens,unique_tokens,epochs,flops,flops_6nd,loss,loss_se,bits_per_byte,parent,"
     "wall_seconds,tokens_per_second,device,data_fingerprint"
 ).split(",")
 

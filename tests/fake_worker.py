@@ -54,6 +54,16 @@ def die_once(folder, request, step, resumed):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def hang_once(folder, request, step, resumed):
+    if step == 10 and not resumed:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+
+
+def hang(folder, request, step, resumed):
+    time.sleep(600)
+
+
 def always_die(folder, request, step, resumed):
     print("about to die", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -94,6 +104,8 @@ ACTS = {
     "succeed": succeed,
     "die_once": die_once,
     "always_die": always_die,
+    "hang_once": hang_once,
+    "hang": hang,
     "stop_once": stop_once,
     "stop_without_moving": stop_without_moving,
     "leave_without_result": leave_without_result,

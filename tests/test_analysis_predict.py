@@ -264,3 +264,11 @@ def test_no_runs_and_too_few_runs_are_refused_in_words():
         model(sweep().take(np.array([], dtype=int)))
     with pytest.raises(ValueError, match="needs at least 7 runs"):
         model(sweep().take(np.arange(4)))
+
+
+def test_laws_that_do_not_predict_change_no_prediction_where_they_are_not_rolled_out():
+    runs = sweep(NOISE)
+    every, alone = model(runs, resamples=20), model(runs, rolled=(), resamples=20)
+    assert {row.law for row in alone.backtests} == {"shrunk", "combined"} < {row.law for row in every.backtests}
+    one, other = (predict(known, target(), "", created="") for known in (every, alone))
+    assert (one.loss, one.lo90, one.verdict) == (other.loss, other.lo90, other.verdict)

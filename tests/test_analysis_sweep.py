@@ -9,6 +9,7 @@ import pytest
 from analysis_helpers import holdout_row, optimal_params, rows_of, sweep, target, true_loss, write_table
 
 import analysis.sweep as steps
+from analysis.prediction import model
 from analysis.table import TableError
 from analysis.values import Status, Target
 
@@ -19,8 +20,7 @@ MEASURED = float(true_loss(SPOT.params, SPOT.tokens)) * 1.004
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """The steps' logic is tested here, not the bootstrap's digits."""
-    monkeypatch.setattr("analysis.rollout.roll.__kwdefaults__", {"resamples": 20})
-    monkeypatch.setattr("analysis.prediction.model.__kwdefaults__", {"resamples": 60})
+    monkeypatch.setitem(model.__kwdefaults__, "resamples", 60)
 
 
 @pytest.fixture
@@ -32,6 +32,16 @@ def folder(tmp_path):
 def finish(folder, loss=MEASURED, seeds=1):
     rows = [holdout_row(SPOT, loss * (1 + 0.002 * i), f"target{i}") for i in range(seeds)]
     write_table(folder / "runs.csv", [*rows_of(sweep(0.003)), *rows])
+
+
+def test_a_sweep_that_repeats_its_data_is_predicted_by_the_law_that_knows_of_it(folder):
+    rows = rows_of(sweep(0.003))
+    unique = np.median([float(row["tokens"]) for row in rows])
+    write_table(
+        folder / "runs.csv",
+        [{**row, "unique_tokens": repr(min(float(row["tokens"]), float(unique)))} for row in rows],
+    )
+    assert set(steps.write_prediction(folder, SPOT).weights) == {"shrunk", "repeated"}
 
 
 def test_the_whole_sequence(folder):

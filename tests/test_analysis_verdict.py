@@ -13,9 +13,11 @@ from analysis.fitting import fit_law
 from analysis.laws import SEPARABLE, SHRUNK, Law
 from analysis.patterns import trend
 from analysis.prediction import model, predict
+from analysis.rollout import in_budgets
 from analysis.table import as_runs
 from analysis.values import ByConvention, Convention, Runs, Status, Target, Verdict
 from analysis.verdict import CHECKS, Evidence, judge
+from analysis.windows import planned_budgets
 
 NOISE = 0.004
 
@@ -165,14 +167,56 @@ def test_curves_of_planned_budgets_are_judged_and_chance_meetings_are_not():
     assert not found(replace(e, runs=cloud), "_brackets")
 
 
-def test_an_optimum_outside_the_sizes_run_near_the_dear_end_is_told():
+def test_sizes_crossed_with_token_counts_are_no_budgets_even_where_costs_meet():
+    params, tokens = (a.ravel() for a in np.meshgrid(1e4 * 2.0 ** np.arange(7), 1e7 * 2.0 ** np.arange(6)))
+    crossed = as_runs(params, tokens, true_loss(params, tokens))
+    assert in_budgets(crossed) and not planned_budgets(crossed)
+    curves = isoflops(crossed, cost_rule(crossed))[0]
+    assert not all(curve.bracketed for curve in curves)
+    assert not found(evidence(crossed, isoflops=curves), "_brackets")
+    # Budgets on the same lattice of sizes and token counts are.
+    sizes, budgets = (a.ravel() for a in np.meshgrid(1e5 * 2.0 ** np.arange(7), 1e13 * 4.0 ** np.arange(6)))
+    assert planned_budgets(as_runs(sizes, budgets / sizes, true_loss(sizes, budgets / sizes)))
+
+
+def test_a_budget_whose_noise_hides_its_minimum_is_bracketed_where_the_law_says_so():
+    runs = sweep(NOISE, sizes=8)
+    rule = cost_rule(runs)
+    noisy = runs.loss.copy()
+    noisy[:8] *= np.exp(-0.04 * np.arange(8))  # the cheapest budget alone falls to its largest size
+    curves = isoflops(replace(runs, loss=noisy), rule)[0]
+    assert [curve.bracketed for curve in curves] == [False, True, True, True, True]
+    e = evidence(replace(runs, loss=noisy), isoflops=curves)
+    assert "in 1 of 5 budgets" in found(e, "_brackets")[0][1]
+    assert not found(replace(e, optima=[optimal_params(C) for C in BUDGETS]), "_brackets")
+    assert found(replace(e, optima=[2 * curve.params[-1] for curve in curves]), "_brackets")
+
+
+def test_an_optimum_on_one_side_of_all_runs_near_the_dear_end_is_told():
     generator = np.random.default_rng(0)
     params, tokens = np.exp(generator.uniform(10, 14, 60)), np.exp(generator.uniform(15, 19, 60))
     cloud = evidence(as_runs(params, tokens, true_loss(params, tokens)))
-    dear = params[cloud.runs.flops > cloud.runs.flops.max() / 3]
-    assert not found(replace(cloud, optimum=float(np.median(dear))), "_brackets")
-    ((verdict, reason),) = found(replace(cloud, optimum=3 * dear.max()), "_brackets")
-    assert verdict == Verdict.WEAK and "lies outside the sizes" in reason
+    ratios = (tokens / params)[cloud.runs.flops > cloud.runs.flops.max() / 10]
+    assert ratios.max() < (tokens / params).max()
+    assert not found(replace(cloud, optimal_ratio=float(np.median(ratios))), "_brackets")
+    ((verdict, reason),) = found(replace(cloud, optimal_ratio=1.01 * ratios.max()), "_brackets")
+    assert verdict == Verdict.WEAK and "tokens a parameter; those run within a factor of 10" in reason
+
+
+def test_trunks_around_the_optimal_ratio_are_sound_and_those_above_it_are_not():
+    """The dearest run of such a design is its largest size trained longest: the optimal size at its cost was
+    not run, and the optimal ratio was."""
+    sizes = np.array([optimal_params(C) for C in np.geomspace(1e11, 1e13, 8)])
+    data = np.geomspace(1e11, 1e13, 8) / 6 / sizes
+    for factors, sound in ((np.geomspace(0.25, 4, 6), True), (np.geomspace(3, 30, 6), False)):
+        params, tokens = np.repeat(sizes, 6), np.outer(data, factors).ravel()
+        loss = true_loss(params, tokens) * np.exp(NOISE * np.random.default_rng(0).standard_normal(48))
+        flops = 10 * float(6 * np.max(params * tokens))
+        best = optimal_params(flops)
+        spot = Target(best, flops / 6 / best, flops)
+        said = predict(model(as_runs(params, tokens, loss), resamples=50), spot, "")
+        assert any("compute-optimal run at" in reason for reason in said.reasons) != sound
+        assert (said.verdict is Verdict.SUPPORTED) == sound
 
 
 # --- disagreement, conventions, decays ------------------------------------------------------------------
@@ -185,6 +229,7 @@ def test_only_laws_that_fit_as_well_are_heard_against_the_prediction():
         ({"other": replace(fit, law="other")}, True),
         ({"other": replace(fit, law="other", log_residuals=3 * fit.log_residuals)}, False),
         ({"other": replace(fit, law="other", status=Status.NOT_CONVERGED)}, False),
+        ({"other": replace(fit, law="other", status=Status.AT_BOUND)}, False),
     ):
         against = replace(e, fits={**e.fits, **fits}, by_law={"shrunk": 1.3, "other": 1.5})
         assert bool(found(against, "_agreement")) == heard

@@ -8,6 +8,7 @@ import pytest
 from models.count import count_parameters, training_flops_per_token
 from sweep.plan.grids import Cell, cells, family
 from sweep.plan.plan import Corpus, batch_sequences, micro_batch_sequences, plan
+from sweep.plan.rules import recipe
 from sweep.plan.schema import ConfigError
 
 VOCAB = 257
@@ -55,12 +56,16 @@ def test_replicates_are_different_runs(compose):
 
 def test_the_batch_follows_the_tokens(compose):
     rule = ("optim.batch_tokens=8192", "optim.batch_at_tokens=1e6", "optim.batch_exponent=0.5")
-    config = compose(*ISOFLOP, *rule)
-    assert batch_sequences(config, 1e6) == 8192 // config.model.seq_len
-    assert batch_sequences(config, 4e6) == 2 * 8192 // config.model.seq_len
-    assert batch_sequences(config, 1.0) == 1  # never none
-    fixed = compose(*ISOFLOP, *rule[:2], "optim.batch_exponent=0")
-    assert {batch_sequences(fixed, tokens) for tokens in (1e5, 1e6, 1e9)} == {8192 // config.model.seq_len}
+    config = compose(*ISOFLOP, "schedule=independent", *rule)
+
+    def batch(config, tokens: float) -> int:
+        return batch_sequences(recipe(config.optim, 1e4, tokens), config.model.seq_len)
+
+    assert batch(config, 1e6) == 8192 // config.model.seq_len
+    assert batch(config, 4e6) == 2 * 8192 // config.model.seq_len
+    assert batch(config, 1.0) == 1  # never none
+    fixed = compose(*ISOFLOP, "schedule=independent", *rule[:2], "optim.batch_exponent=0")
+    assert {batch(fixed, tokens) for tokens in (1e5, 1e6, 1e9)} == {8192 // config.model.seq_len}
 
 
 def test_the_peak_rate_follows_the_tokens(compose):

@@ -124,7 +124,7 @@ def test_values_are_replaced_with_the_field_s_type(compose):
         ({"optim.speed": 2}, "'optim.speed' is no key"),
         ({"optim.lr": "fast"}, "lr: .*fast"),
         ({"optim.lr": -1.0}, "optim.lr: -1.0 is not a positive number"),
-        ({"param": "ntk"}, "param: 'ntk' is none of mup, sp"),
+        ({"param": "ntk"}, "param: 'ntk' is none of mup, completep, sp"),
     ],
 )
 def test_values_that_runs_of_one_sweep_cannot_take_are_refused(compose, values, message):

@@ -352,6 +352,16 @@ def test_a_branch_is_the_uninterrupted_run_of_its_schedule_bit_for_bit(tiny_spec
     assert metrics(folder) == [line for line in metrics(whole) if line["step"] > lengths[-1]]
 
 
+def test_a_branch_with_muon_and_completep_is_the_uninterrupted_run_too(tiny_spec, execution, tmp_path):
+    optim = {"kind": "muon", "momentum": 0.95, "param": "completep", "base_depth": 1}
+    spec = tiny_spec(steps=40, schedule=BRANCHING, optim=optim)
+    expected = train(spec, execution, RunFolder(tmp_path / "whole"), never)
+    folder = branched(spec, execution, tmp_path, (8, 32), stops=(2,))
+    assert read_json(folder.result)["loss"] == expected.loss
+    weights = final_weights(RunFolder(tmp_path / "whole"))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in final_weights(folder).items())
+
+
 def test_a_branch_counts_its_own_time_and_its_whole_compute(tiny_spec, execution, tmp_path):
     spec = tiny_spec(steps=40, schedule=BRANCHING)
     result = read_json(branched(spec, execution, tmp_path, (32,)).result)

@@ -64,7 +64,7 @@ def log_y(axes: Axes, label: str, say: Callable[[float], str]) -> None:
 def loss_y(axes: Axes) -> None:
     """A logarithmic loss, with evenly spaced round losses for its ticks: it spans less than a decade."""
     axes.set_yscale("log")
-    axes.set_ylabel("held-out loss, nats a token")
+    axes.set_ylabel("loss, nats a token")
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())

@@ -142,13 +142,16 @@ def backtest_errors(analysis: Analysis) -> Drawing | None:
 
 
 def _errors_by_distance(axes: Axes, analysis: Analysis) -> None:
-    records = analysis.records_by_distance
-    ends = []
-    for i, law in enumerate(dict.fromkeys(record.law for record in records)):
-        own = [record for record in records if record.law == law]
+    records, ends = analysis.records_by_distance, []
+    by_law = {record.law: [r for r in records if r.law == record.law] for record in records}
+    errors = {law: [record.error_pct for record in own] for law, own in by_law.items()}
+    alone = next((law for law in errors if law != "combined" and errors[law] == errors.get("combined")), None)
+    if alone:  # it predicts by itself: one line, in the colour of the prediction
+        del by_law["combined"]
+    for i, (law, own) in enumerate(by_law.items()):
         x = [np.sqrt(record.nearest * record.farthest) for record in own]
-        y = [record.error_pct for record in own]
-        last = law == "combined"
+        y = errors[law]
+        last = law in ("combined", alone)
         colour = TARGET if last else theme.LAWS[i % len(theme.LAWS)]
         marker = "o" if last else "sD^vPX"[i % 6]
         axes.plot(x, y, color=colour, marker=marker, ms=5 if last else 4, lw=2.0 if last else 1.2)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.report import headline, tables, words
+from analysis.report import headline, health, rates, tables, words
 from analysis.report.tables import Table
 from analysis.values import Analysis, latest
 
@@ -58,7 +58,11 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
     problems = headline.problems(analysis)
     beyond = len(problems) - PROBLEMS_SHOWN
     more = (f"{words.plural(beyond, 'further problem')} at the end of this report.",) if beyond > 0 else ()
+    rate_section = Section(
+        "Learning rate and width", (rates.NAME,), (rates.drifts(analysis), rates.optima(analysis))
+    )
     sections = (
+        *(() if analysis.fits else (rate_section,)),
         Section(
             "Prediction and measurement",
             ("loss-against-compute", "law-comparison"),
@@ -86,7 +90,8 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
             ),
         ),
         Section("Backtests", ("backtests",), (tables.backtests(analysis),)),
-        Section("Runs", (), (tables.runs(analysis), tables.exclusions(analysis))),
+        *((rate_section,) if analysis.fits else ()),
+        Section("Runs", (), (health.table(analysis), tables.runs(analysis), tables.exclusions(analysis))),
         Section("Further problems", points=problems[PROBLEMS_SHOWN:]),
         _reproduction(analysis),
     )
@@ -94,7 +99,7 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
     return Document(
         title=analysis.title,
         verdict=analysis.verdict.name.lower(),
-        badge=headline.BADGES[analysis.verdict],
+        badge=headline.badge(analysis),
         tally=headline.tally(analysis),
         units=headline.units(analysis),
         lede=headline.lede(analysis),

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis.laws import LAWS
-from analysis.report import checks, optimum, theme, words
+from analysis.report import checks, optimum, rates, theme, words
 from analysis.report.axes import (
     Label,
     compute_x,
@@ -40,6 +40,7 @@ NAMES = (
     "optimal-allocation",
     "residuals",
     "backtests",
+    rates.NAME,
 )
 
 TALLEST = 1.15
@@ -65,6 +66,7 @@ def draw(analysis: Analysis) -> list[Drawing]:
             optimum.allocation(analysis),
             checks.fit_residuals(analysis),
             checks.backtest_errors(analysis),
+            rates.loss_against_rate(analysis),
         ]
         drawn = [drawing for drawing in drawings if drawing is not None]
         for drawing in drawn:
@@ -99,7 +101,7 @@ def loss_against_compute(analysis: Analysis) -> Drawing | None:
         note(axes, dearest, "fitted", side=-1)
         note(axes, dearest, "extrapolated", side=1)
     legend(axes, columns=3)
-    caption = f"Each dot is a run{colour_key(analysis)}; the black line joins those that no cheaper run beats"
+    caption = f"Each dot is a run{colour_key(analysis)}; the thin line joins those that no cheaper run beats"
     if law:
         caption += f", and the blue line {law}"
     if any(row.law == "combined" for row in analysis.backtests):
@@ -208,11 +210,11 @@ def isoflop_curves(analysis: Analysis) -> Drawing | None:
     log_x(axes, f"N, {words.parameters(analysis.params_kind)}", words.tick_count)
     loss_y(axes)
     widen(axes, right=0.16)
-    label_ends(axes, [_budget_label(isoflop, colours[isoflop.group]) for isoflop in isoflops])
+    label_ends(axes, [_budget_label(isoflop) for isoflop in isoflops])
     bracketed = sum(isoflop.bracketed for isoflop in every)
     caption = (
         "Runs of one compute budget (FLOPs at the right end) share a colour; the diamond is the minimum of "
-        f"their parabola, the bar across it its 90% interval, as far as the frame: {bracketed} of "
+        f"their parabola, the bar across it its 90% interval as far as sizes were run: {bracketed} of "
         f"{words.plural(len(every), 'budget')} have their minimum between sizes that were run"
     )
     if bracketed < len(every):
@@ -229,10 +231,12 @@ def _parabola(axes: Axes, isoflop: Isoflop, colour: str) -> None:
         params = np.geomspace(min(reach), max(reach), 80)
         axes.plot(params, isoflop.loss_at(params), color=colour, ls="-" if isoflop.bracketed else DASHED)
     if optimum is not None:
-        axes.plot([optimum.lo, optimum.hi], [isoflop.loss_min] * 2, color=colour, lw=0.9, alpha=0.5)
+        lo, hi = max(optimum.lo, isoflop.params[0]), min(optimum.hi, isoflop.params[-1])
+        ends = [[optimum.value - lo], [hi - optimum.value]]
+        axes.errorbar(optimum.value, isoflop.loss_min, xerr=ends, color=INK, lw=0.9, capsize=2.5, zorder=3)
         dots(axes, [optimum.value], [isoflop.loss_min], **OPTIMUM)
 
 
-def _budget_label(isoflop: Isoflop, colour: str) -> Label:
+def _budget_label(isoflop: Isoflop) -> Label:
     text = words.flops(isoflop.flops) + ("" if isoflop.bracketed else ", not bracketed")
-    return isoflop.params[-1], isoflop.loss[-1], text, colour
+    return isoflop.params[-1], isoflop.loss[-1], text, INK

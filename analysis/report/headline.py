@@ -30,10 +30,26 @@ def lede(analysis: Analysis) -> tuple[str, str, str]:
     predictions = latest(analysis.predictions)
     if not predictions:
         verdict = _verdict("an", analysis.verdict, analysis.reasons)
-        return "No target run was predicted.", _measured_range(analysis), verdict
+        first = _transfer(analysis) or "No target run was predicted."
+        return first, _measured_range(analysis), verdict
     prediction = predictions[-1]
     verdict = _verdict("this", prediction.verdict, prediction.reasons)
     return _predicted(prediction, analysis), _outcome(prediction, predictions[:-1]), verdict
+
+
+def badge(analysis: Analysis) -> str:
+    return BADGES[analysis.verdict] if analysis.fits else "no law fitted"
+
+
+def _transfer(analysis: Analysis) -> str:
+    """What rate grids say, where no law was fitted; "" where there are none."""
+    if analysis.fits or analysis.rates is None:
+        return ""
+    drifts = analysis.rates.drifts
+    said = [f"under {drift.param}: {drift.says}" if drift.param else drift.says for drift in drifts]
+    if not said:
+        return "The runs are a grid of learning rates without two widths whose optima could be compared."
+    return f"The optimal rate across widths, {words.listing(said)}."
 
 
 def problems(analysis: Analysis) -> tuple[str, ...]:
@@ -59,7 +75,7 @@ def tally(analysis: Analysis) -> str:
 def units(analysis: Analysis) -> str:
     return (
         f"N counts {words.parameters(analysis.params_kind)}, D training tokens (repeats included), C "
-        f"training FLOPs ({analysis.flops_kind}). A loss is held-out cross-entropy in nats a token. "
+        f"training FLOPs ({analysis.flops_kind}). A loss is the table's cross-entropy, in nats a token. "
         "Intervals are 90% intervals."
     )
 
@@ -117,7 +133,7 @@ def _outcome(prediction: Prediction, others: Sequence[Prediction]) -> str:
     side = "high" if measured.error_pct > 0 else "low"
     where = "inside" if measured.inside else "outside"
     return (
-        f"Trained afterwards, it measured {loss}{runs}: the prediction was "
+        f"The run measured {loss}{runs}, which was read afterwards: the prediction was "
         f"{words.percent(abs(measured.error_pct))} too {side}, and the measurement lies {where} the interval"
         f"{_others(others)}."
     )

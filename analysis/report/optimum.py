@@ -27,9 +27,8 @@ from analysis.values import Allocation, Analysis, Prediction, latest
 
 DOTTED = (0, (1, 2))
 
-WIDEST = 100.0
-"""Where a band's ends differ by more than this factor it says nothing, and would cover the others."""
-
+WIDEST = 10.0
+"""A band whose ends differ by more than this factor somewhere says nothing, and would cover the others."""
 
 NEAR = 0.05
 """Share of the axes' width and height within which a label and a star touch."""
@@ -61,7 +60,7 @@ def contours(analysis: Analysis) -> Drawing | None:
     if frontier is not None:
         caption += "; the blue line spends every budget best, and runs far off it could have done better"
     if analysis.predictions:
-        caption += "; a star is the target: how far it lies from the dots is how far the law must carry"
+        caption += f"; {_key(analysis)}: how far it lies from the dots is how far the law must carry"
     return Drawing("contours", "Loss over size and data", f"{caption}.", figure)
 
 
@@ -74,6 +73,11 @@ def _tell_apart(axes: Axes, labels: Sequence[Text], stars: Sequence[Prediction])
             at, of_star = axes.transAxes.inverted().transform(axes.transData.transform(points))
             if np.abs(at - of_star).max() < NEAR:
                 label.set_visible(False)
+
+
+def _key(analysis: Analysis) -> str:
+    others = len(latest(analysis.predictions)) - TARGETS_LABELLED
+    return "a star is " + ("the dearest target, rings the others" if others > 0 else "a target")
 
 
 def _stars(axes: Axes, predictions: Sequence[Prediction], x: str, y: str) -> None:
@@ -97,11 +101,11 @@ def allocation(analysis: Analysis) -> Drawing | None:
     _allocation(right, analysis, "tokens", "b")
     caption = "How size (left) and data (right) should grow with compute: solid lines are fitted here"
     if any(found.band for found in analysis.allocations):
-        caption += ", with their 90% bands where these are narrower than a factor of 100"
+        caption += f", with those 90% bands that stay narrower than a factor of {WIDEST:g}"
     if analysis.published:
         caption += ", dotted ones have the published slopes, drawn through the middle of ours"
     if analysis.predictions:
-        caption += "; a star is the target"
+        caption += f"; {_key(analysis)}"
     return Drawing("optimal-allocation", "Optimal size and data against compute", f"{caption}.", figure)
 
 
@@ -156,8 +160,8 @@ def _band(axes: Axes, found: Allocation, what: str, dearest: float) -> None:
     flops = np.geomspace(band.flops[0], min(dearest, band.flops[-1]), 60)
     ends = (getattr(band, f"{what}_{end}") for end in ("lo", "hi"))
     lo, hi = (np.exp(np.interp(np.log(flops), np.log(band.flops), np.log(end))) for end in ends)
-    colour = theme.LAWS[found.approach - 1]
-    axes.fill_between(flops, lo, hi, where=hi < WIDEST * lo, color=colour, alpha=0.13, lw=0)
+    if (hi < WIDEST * lo).all():
+        axes.fill_between(flops, lo, hi, color=theme.LAWS[found.approach - 1], alpha=0.13, lw=0)
 
 
 def _published_slopes(

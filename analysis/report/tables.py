@@ -117,7 +117,7 @@ def laws_of(prediction: Prediction, analysis: Analysis) -> Table | None:
         share = words.NONE if weight is None else words.percent(100 * weight)
         rows.append((law, words.loss(loss), share, *(_errors(record) if record else (words.NONE,) * 3)))
     headings = ("|law", "predicted loss", "weight", "backtests", "mean error", "bias")
-    note = f"For {words.flops(prediction.target.flops)} FLOPs: {words.listing([prediction.law])}."
+    note = f"Target: {words.flops(prediction.target.flops)} FLOPs. Predicting: {prediction.law}."
     return table("What each law says", headings, rows, note)
 
 

@@ -38,7 +38,7 @@ STEPS = 12
 # page is left out: yellow on white, dark violet on black.
 _VIRIDIS = matplotlib.colormaps["viridis"]
 _SEQUENTIAL = [to_hex(_VIRIDIS(0.8 * i / (STEPS - 1))) for i in range(STEPS)]
-_SEQUENTIAL_DARK = [to_hex(_VIRIDIS(0.3 + 0.7 * i / (STEPS - 1))) for i in range(STEPS)]
+_SEQUENTIAL_DARK = [to_hex(_VIRIDIS(0.4 + 0.6 * i / (STEPS - 1))) for i in range(STEPS)]
 _DARK.update(zip(_SEQUENTIAL, _SEQUENTIAL_DARK, strict=True))
 
 _VARIABLE = {light: f"--figure-{number}" for number, light in enumerate(_DARK)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections import Counter
@@ -16,12 +17,17 @@ from sweep.execute.ledger import FINAL, Ledger, Result, failure
 from sweep.execute.lock import holder, is_held
 from sweep.execute.metrics import last_step
 from sweep.execute.progress import Progress
+from sweep.execute.pulse import Pulse
 from sweep.files import SweepFolder, write_json
 from sweep.plan.order import Queue, parent_id, ranks
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import own_flops
+from sweep.units import duration
 
 POLL_SECONDS = 0.15  # assumption: far below the seconds that the smallest run takes
+WRITE_SECONDS_PER_ROW = 0.005  # assumption: a thousand times what a row takes to write
+HELD_SECONDS = 1.0  # assumption: a worker of a killed coordinator goes on for many of these
+LOOKS_FOR_HANGING = 0.05  # assumption: of hang_seconds, between two looks; late by so little is no harm
 LOG_TAIL_BYTES = 2000  # assumption: holds a traceback's last frames
 
 
@@ -51,11 +57,17 @@ def execute(
     plan: Sequence[PlannedRun] | None = None,
     retries: int = 2,
     longest_first: bool = True,
+    hang_seconds: float | None = None,
     progress: Progress | None = None,
     mirror: Messenger | None = None,
     poll_seconds: float = POLL_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> list[Outcome]:
-    """Bring every run to a result, and keep runs.csv in step. The caller holds the CoordinatorLock.
+    """Bring every run to a result. The caller holds the CoordinatorLock.
+
+    runs.csv is rewritten, whole, in intervals that grow with its rows, and when all is done or stopped: what a
+    kill leaves of it is whole but may lack the last results, which the next command reads from their files.
 
     A finished or diverged run is never run again; one that failed under an earlier command is, since
     its cause may have been mended. A worker that dies without a result is started again from its
@@ -69,6 +81,9 @@ def execute(
         plan: the rows of runs.csv, where they are more than `runs`.
         longest_first: start the runs first that most FLOPs wait for, their own and those of what branches
             off them, so that none is left over at the end; False: in the order given.
+        hang_seconds: a worker that gives no sign of life for so long (sweep/execute/pulse.py) is killed, which
+            counts as its death; None: it is waited for.
+        clock, sleep: seconds that only grow, and how to wait for them to; a simulation brings its own.
     Returns:
         One outcome for each distinct run, in the order given.
     Raises:
@@ -83,7 +98,7 @@ def execute(
     missing = [run_id for run_id in distinct if run_id not in ledger]
     if missing:
         raise ValueError(f"{len(missing)} runs are not in the plan: {missing[0]}, ... Nothing was launched.")
-    settings = _Settings(execution_settings_for, retries, longest_first, poll_seconds)
+    settings = _Settings(execution_settings_for, retries, longest_first, hang_seconds, poll_seconds, clock, sleep)
     execution = _Execution(folder, distinct, executor, ledger, settings, progress or Progress(), mirror)
     with Interrupts() as interrupts:
         return execution.run(interrupts)
@@ -94,7 +109,10 @@ class _Settings:
     execution_for: Callable[[PlannedRun], dict[str, Any]]
     retries: int
     longest_first: bool
+    hang_seconds: float | None
     poll_seconds: float
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -120,7 +138,10 @@ class _Execution:
     ) -> None:
         self.folder, self.runs, self.executor, self.ledger = folder, runs, executor, ledger
         self.settings, self.progress, self.mirror = settings, progress, mirror
-        self.held: list[PlannedRun] = []
+        self.held: dict[str, PlannedRun] = {}
+        self.held_due = self.write_due = self.hang_due = -float("inf")
+        self.pulses: dict[str, Pulse] = {}
+        self.hung: set[str] = set()
         self.active: dict[str, _Attempt] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.attempts: Counter[str] = Counter()
@@ -130,6 +151,7 @@ class _Execution:
 
     def run(self, interrupts: Interrupts) -> list[Outcome]:
         failed_before = self._take_from_ledger()
+        gc.freeze()  # to look through a plan of 10,000 runs for garbage takes a tenth of a second, each time
         self.progress.begin(self.folder, list(self.runs.values()), set(self.outcomes))
         try:
             if failed_before:
@@ -139,6 +161,8 @@ class _Execution:
                     self._stop(interrupts)
                 self._release_held()
                 self._submit()
+                self._keep_ledger()
+                self._end_hung()
                 self._pause()
                 self._collect()
             self.stale |= self.unwritten is not None
@@ -147,6 +171,7 @@ class _Execution:
             for attempt in self.active.values():  # none, unless an error broke the loop
                 attempt.job.cancel()
             self.progress.end()
+            gc.unfreeze()
         if self.unwritten is not None:
             raise self.unwritten
         return [self.outcomes[run_id] for run_id in self.runs]
@@ -174,7 +199,7 @@ class _Execution:
             if self._adopt(planned):
                 continue
             if is_held(lock):
-                self.held.append(planned)
+                self.held[planned.run_id] = planned
                 self.progress.note(
                     f"{planned.run_id} is still held by a worker of an earlier command ({holder(lock)}); "
                     "it will go on when that one has ended"
@@ -199,9 +224,11 @@ class _Execution:
         return True
 
     def _release_held(self) -> None:
-        for planned in [p for p in self.held if not is_held(self.folder.run(p.run_id).lock)]:
-            self.held.remove(planned)
-            self.queue.put_back(planned)
+        if not self.held or self.settings.clock() < self.held_due:
+            return
+        self.held_due = self.settings.clock() + HELD_SECONDS
+        for run_id in [run_id for run_id in self.held if not is_held(self.folder.run(run_id).lock)]:
+            self.queue.put_back(self.held.pop(run_id))
 
     def _start(self, planned: PlannedRun) -> None:
         run = self.folder.run(planned.run_id)
@@ -223,6 +250,7 @@ class _Execution:
             write_json(
                 run.spec,
                 {"run_id": planned.run_id, "spec": planned.spec.to_json(), "execution": execution},
+                durable=False,  # written again by whoever starts the run again
             )
             job = self.executor.submit(run)
         except (SubmitError, OSError) as error:
@@ -259,14 +287,31 @@ class _Execution:
             if ended is None:
                 continue
             del self.active[run_id]
+            self.pulses.pop(run_id, None)
+            was_hung = run_id in self.hung
+            self.hung.discard(run_id)
             if self._take_what_came(attempt.planned):
                 continue
-            if self._advanced(attempt, ended):
+            if was_hung:
+                hung = f"it gave no sign of life for {duration(self.settings.hang_seconds)} and was killed"
+                self._died(attempt.planned, hung)
+            elif self._advanced(attempt, ended):
                 self.progress.note(f"{run_id} was told to stop by another, at a checkpoint; it goes on")
                 self.queue.put_back(attempt.planned)
             else:
                 self._died(attempt.planned, str(ended))
-        self._write_ledger()
+
+    def _end_hung(self) -> None:
+        """Kill the workers that hang. `_collect` hears of their end."""
+        most = self.settings.hang_seconds
+        if most is None or self.settings.clock() < self.hang_due:
+            return
+        self.hang_due = self.settings.clock() + most * LOOKS_FOR_HANGING
+        for run_id, attempt in self.active.items():
+            pulse = self.pulses.setdefault(run_id, Pulse(self.folder.run(run_id), self.settings.clock))
+            if pulse.silent_seconds() > most:
+                self.hung.add(run_id)
+                attempt.job.kill()
 
     def _advanced(self, attempt: _Attempt, ended: Ended) -> bool:
         """Whether the worker was stopped, by a queue's preemption say, after it had moved on: that
@@ -291,9 +336,15 @@ class _Execution:
         self.queue.settle(planned.run_id)
         self.progress.settled(planned, result)
 
+    def _keep_ledger(self) -> None:
+        """Keep runs.csv in step, but not at every result: that would take time as the square of the runs."""
+        if self.stale and self.settings.clock() >= self.write_due:
+            self._write_ledger()
+            self.write_due = self.settings.clock() + WRITE_SECONDS_PER_ROW * self.ledger.rows
+
     def _write_ledger(self) -> None:
-        """Keep runs.csv in step. A disk that is full ends no run: it is said once, tried again at
-        every later result, and raised at the end."""
+        """A disk that is full ends no run: it is said once, tried again after a later result, and raised at the
+        end."""
         if not self.stale:
             return
         self.stale = False
@@ -316,7 +367,7 @@ class _Execution:
         self.progress.update()
         for line in self.mirror.messages() if self.mirror else ():
             self.progress.note(line)
-        time.sleep(self.settings.poll_seconds)
+        self.settings.sleep(self.settings.poll_seconds)
 
     def _stop(self, interrupts: Interrupts) -> NoReturn:
         """Have every worker checkpoint and stop, or kill them at a second signal; raises Interrupted."""

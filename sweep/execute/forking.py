@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from multiprocessing import forkserver
-from pathlib import Path
 
 from sweep.execute.executor import Ended, SubmitError
 from sweep.files import RunFolder
@@ -79,7 +79,6 @@ def _work(run: str, log: str, environment: dict[str, str]) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     coordinator = multiprocessing.parent_process()
-
-    from sweep.worker import main
-
-    sys.exit(main([str(Path(run))], orphaned=lambda: not coordinator.is_alive()))
+    # by name, since this process alone is to import it
+    worker = import_module("sweep.worker")
+    sys.exit(worker.main([run], orphaned=lambda: not coordinator.is_alive()))

@@ -19,7 +19,7 @@ Result = dict[str, Any]
 
 COLUMNS = (
     "run_id", "group", "role", "status", "arch", "n_layer", "d_model", "params_total",
-    "params_non_embedding", "vocab_size", "seq_len", "batch_tokens", "lr", "seed", "tokens",
+    "params_non_embedding", "vocab_size", "seq_len", "batch_tokens", "lr", "param", "seed", "tokens",
     "unique_tokens", "epochs", "flops", "flops_6nd", "loss", "loss_se", "bits_per_byte", "parent",
     "wall_seconds", "tokens_per_second", "device", "data_fingerprint",
 )  # fmt: skip
@@ -36,6 +36,7 @@ params_non_embedding  parameters but for the input embedding; an untied output h
 vocab_size, seq_len   tokens in the vocabulary; tokens in a sequence
 batch_tokens          tokens in an optimiser step
 lr                    peak learning rate at the recipe's base width, as asked; dimensionless
+param                 parametrisation: mup | sp
 seed                  of initialisation and batch order
 tokens                D: training tokens seen, repeats included; those to be seen while `planned`
 unique_tokens         U: distinct training tokens seen
@@ -115,6 +116,7 @@ def row(planned: PlannedRun, result: Result | None) -> dict[str, Any]:
         "seq_len": shape.seq_len,
         "batch_tokens": spec.batch_tokens,
         "lr": spec.optim.lr,
+        "param": spec.optim.param,
         "seed": spec.seed,
         "tokens": spec.tokens,
         "flops": spec.flops,
@@ -137,14 +139,22 @@ class Ledger:
     def __init__(self, folder: SweepFolder, runs: Sequence[PlannedRun]) -> None:
         self._folder = folder
         self._runs: dict[str, list[PlannedRun]] = {}
-        self._order = [planned.run_id for planned in runs]
-        for run_id, planned in zip(self._order, runs, strict=True):
-            self._runs.setdefault(run_id, []).append(planned)
-        self._results = {run_id: read_result(folder.run(run_id)) for run_id in self._runs}
-        self._lines = {run_id: self._render(run_id) for run_id in self._runs}
+        self._places: dict[str, list[int]] = {}
+        for place, planned in enumerate(runs):
+            self._runs.setdefault(planned.run_id, []).append(planned)
+            self._places.setdefault(planned.run_id, []).append(place)
+        self._results: dict[str, Result | None] = {}
+        self._lines = [""] * len(runs)
+        for run_id in self._runs:
+            self.refresh(run_id)
 
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._runs
+
+    @property
+    def rows(self) -> int:
+        """Of runs.csv."""
+        return len(self._lines)
 
     def result(self, run_id: str) -> Result | None:
         """As last read. Raises KeyError for a run outside the plan."""
@@ -153,7 +163,9 @@ class Ledger:
     def refresh(self, run_id: str) -> Result | None:
         """Read this run's result again, and return it."""
         self._results[run_id] = read_result(self._folder.run(run_id))
-        self._lines[run_id] = self._render(run_id)
+        for place, planned in zip(self._places[run_id], self._runs[run_id], strict=True):
+            values = row(planned, self._results[run_id])
+            self._lines[place] = _csv_line([values[name] for name in COLUMNS])
         return self._results[run_id]
 
     def write(self) -> None:
@@ -161,16 +173,7 @@ class Ledger:
 
         Raises OSError where it cannot be written; the old file, and every result, stays whole.
         """
-        places = dict.fromkeys(self._runs, 0)
-        lines = [_csv_line(COLUMNS)]
-        for run_id in self._order:
-            lines.append(self._lines[run_id][places[run_id]])
-            places[run_id] += 1
-        write_atomically(self._folder.runs_csv, "".join(lines))
-
-    def _render(self, run_id: str) -> list[str]:
-        rows = [row(planned, self._results[run_id]) for planned in self._runs[run_id]]
-        return [_csv_line([values[name] for name in COLUMNS]) for values in rows]
+        write_atomically(self._folder.runs_csv, _csv_line(COLUMNS) + "".join(self._lines))
 
 
 def failure(planned: PlannedRun, reason: str, step: int, resumes: int, status: str = "failed") -> Result:
@@ -179,7 +182,7 @@ def failure(planned: PlannedRun, reason: str, step: int, resumes: int, status: s
     spec, shape = planned.spec, planned.spec.shape
     parameters, flops = count_parameters(shape), count_flops(shape)
     tokens = step * spec.batch_tokens
-    unknown = dict.fromkeys((*_MEASURED, "traceback", "eval_tokens", "peak_bytes"))
+    unknown = dict.fromkeys((*_MEASURED, "traceback", "eval_tokens", "peak_bytes", "micro_batch_sequences"))
     return unknown | {
         "run_id": spec.run_id,
         "status": status,

@@ -32,6 +32,7 @@ class ActiveRun:
     planned: PlannedRun
     tail: MetricsTail
     flops_total: float
+    flops_of_trunk: float
     began: float
     flops_before: float | None = None
     flops: float = 0.0
@@ -48,7 +49,7 @@ class ActiveRun:
     @property
     def own(self) -> float:
         """FLOPs done, its trunk's left out."""
-        return max(0.0, self.flops - self.planned.spec.flops + own_flops([self.planned]))
+        return max(0.0, self.flops - self.flops_of_trunk)
 
     @property
     def measured(self) -> float:
@@ -75,46 +76,55 @@ class Tally:
         self._clock = clock
         self._began = clock()
         self._measured = 0.0
+        self._own = 0.0  # of the active runs, kept rather than summed at each of 10,000 events
         self.active: dict[str, ActiveRun] = {}
         self.runs = len(runs)
         self.settled = 0
         self.flops_total = self.flops_settled = 0.0
         for planned in runs:
-            self.flops_total += own_flops([planned])
+            own = own_flops([planned])
+            self.flops_total += own
             if planned.run_id in settled:
                 self.settled += 1
-                self.flops_settled += own_flops([planned])
+                self.flops_settled += own
 
     def start(self, planned: PlannedRun) -> None:
         run = ActiveRun(
             planned,
             MetricsTail(self._folder.run(planned.run_id).metrics),
             planned.spec.flops,
+            planned.spec.flops - own_flops([planned]),
             self._clock(),
         )
-        run.flops = planned.spec.flops - own_flops([planned])
+        run.flops = run.flops_of_trunk
         run.read()
         run.flops_before = run.flops
+        self._own += run.own
         self.active[planned.run_id] = run
 
     def end(self, planned: PlannedRun, settled: bool) -> None:
         """`settled`: it needs no more work, whether it reached its end or not."""
         run = self.active.pop(planned.run_id, None)
         if run is not None:
+            own, measured = run.own, run.measured
             run.read()
-            self._measured += run.measured
+            self._own -= own
+            self._measured += run.measured - measured
         if settled:
             self.settled += 1
             self.flops_settled += own_flops([planned])
 
     def read(self) -> None:
         for run in self.active.values():
+            own, measured = run.own, run.measured
             run.read()
+            self._own += run.own - own
+            self._measured += run.measured - measured
 
     @property
     def fraction(self) -> float:
         """FLOPs done / FLOPs planned, 0 to 1."""
-        done = self.flops_settled + sum(run.own for run in self.active.values())
+        done = self.flops_settled + self._own
         return min(1.0, done / self.flops_total) if self.flops_total else 1.0
 
     @property
@@ -122,10 +132,9 @@ class Tally:
         """At the rate measured in this session, but not before the slowest active run is through;
         None before anything was measured."""
         now = self._clock()
-        measured = self._measured + sum(run.measured for run in self.active.values())
-        if measured <= 0:
+        if self._measured <= 0:
             return None
-        rate = measured / max(now - self._began, 1e-9)
+        rate = self._measured / max(now - self._began, 1e-9)
         alone = (run.seconds_left(now) for run in self.active.values())
         return max([(1 - self.fraction) * self.flops_total / rate, *(left for left in alone if left)])
 

@@ -56,8 +56,11 @@ def shapes_to_measure(runs: Sequence[PlannedRun], most: int = 5) -> list[RunSpec
 
 
 def least_bytes(spec: RunSpec) -> float:
-    """Bytes below which this run cannot fit: its weights, gradients and moments."""
-    return float(BYTES_PER_PARAMETER * count_parameters(spec.shape).total)
+    """Bytes below which this run cannot fit: its weights, gradients and moments (Muon keeps one for
+    the matrices in the layers, not two)."""
+    parameters = count_parameters(spec.shape)
+    matrices = parameters.attention + parameters.feed_forward if spec.optim.kind == "muon" else 0
+    return float(BYTES_PER_PARAMETER * parameters.total - 4 * matrices)
 
 
 def run_cost(planned: PlannedRun, measured: Measurement, evaluations: int) -> Cost:

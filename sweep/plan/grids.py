@@ -15,7 +15,8 @@ from typing import Any
 from models.config import DecoderShape
 from models.count import count_parameters, training_flops_per_token
 from models.sizes import FamilyRule, nearest_shape
-from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, SweepConfig, with_values
+from sweep.plan.rules import UNUSED
+from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, LrGrid, SweepConfig, with_values
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ def cells(config: SweepConfig, vocab_size: int) -> list[Cell]:
         return [cell for budget in grid.budgets for cell in _isoflop_cells(config, vocab_size, budget)]
     if isinstance(grid, LadderGrid):
         return list(_ladder_cells(config, vocab_size))
+    if isinstance(grid, LrGrid):
+        from sweep.plan.lr_grid import lr_cells  # it imports Cell from here
+
+        return list(lr_cells(config, vocab_size))
     return list(_product_cells(config, vocab_size))
 
 
@@ -105,7 +110,7 @@ def _isoflop_cells(config: SweepConfig, vocab_size: int, budget: float) -> Itera
         key = "grid.sizes_per_budget"
     shapes = [shape_for(config, vocab_size, params, key) for params in wanted]
     for shape in dict.fromkeys(shapes):  # two sizes may round to one shape
-        for seed in _seeds(config):
+        for seed in seeds(config):
             yield isoflop_cell(config, shape, budget, seed)
 
 
@@ -122,7 +127,7 @@ def _size(grid: IsoflopGrid, rung: int) -> float:
 def _ladder_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
     for params in config.grid.sizes:
         shape = shape_for(config, vocab_size, params, "grid.sizes")
-        for seed in _seeds(config):
+        for seed in seeds(config):
             yield Cell(config, shape, config.grid.tokens, seed, "ladder")
 
 
@@ -130,7 +135,7 @@ REPLICATE_STRIDE = 1000
 """Between the seeds of one cell's replicates, so that sweeps with neighbouring seeds share no run."""
 
 
-def _seeds(config: SweepConfig) -> list[int]:
+def seeds(config: SweepConfig) -> list[int]:
     return [config.seed + REPLICATE_STRIDE * i for i in range(config.grid.seeds)]
 
 
@@ -154,6 +159,8 @@ def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
         point = dict(zip(over, values))
         axes = {axis: point.pop(axis, getattr(config.grid, axis)) for axis in AXES}
         varied = with_values(config, point)
+        for key in UNUSED[varied.optim.rule] & point.keys():
+            raise ConfigError(f"grid.over: {key} means nothing to optim.rule={varied.optim.rule}")
         for axis, value in axes.items():
             if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise ConfigError(f"grid.over: {axis}: {value!r} is not a positive number")
@@ -191,9 +198,8 @@ def provisional_target_params(config: SweepConfig) -> float | None:
 
 @dataclass(frozen=True)
 class Extension:
-    """What bracketing a budget's optimum takes: further cells, or why there are none."""
+    """What bracketing an optimum takes: further cells, or why there are none."""
 
-    budget: float
     cells: tuple[Cell, ...]
     message: str
 
@@ -206,6 +212,10 @@ def extensions(config: SweepConfig, vocab_size: int, settled: Sequence[tuple[Cel
     until it is bracketed, `grid.extensions` sizes were added, or the family ends.
     """
     grid = config.grid
+    if isinstance(grid, LrGrid):
+        from sweep.plan.lr_grid import lr_extensions
+
+        return lr_extensions(config, vocab_size, settled)
     if not isinstance(grid, IsoflopGrid):
         return []
     found = []
@@ -227,14 +237,14 @@ def extensions(config: SweepConfig, vocab_size: int, settled: Sequence[tuple[Cel
             continue
         where = f"budget {budget:.3g}: its best size ({count_parameters(best).non_embedding:,}) is the {side} tried"
         if len(ranked) - planned >= grid.extensions:
-            found.append(Extension(budget, (), f"{where}; {grid.extensions} sizes were added already, so it stays"))
+            found.append(Extension((), f"{where}; {grid.extensions} sizes were added already, so it stays"))
             continue
         further = _next_shape(config, vocab_size, best, step)
         if further is None:
-            found.append(Extension(budget, (), f"{where}; the family has none beyond it"))
+            found.append(Extension((), f"{where}; the family has none beyond it"))
             continue
-        new = tuple(isoflop_cell(config, further, budget, seed) for seed in _seeds(config))
-        found.append(Extension(budget, new, f"{where}; adding {new[0].params:,} parameters"))
+        new = tuple(isoflop_cell(config, further, budget, seed) for seed in seeds(config))
+        found.append(Extension(new, f"{where}; adding {new[0].params:,} parameters"))
     return found
 
 

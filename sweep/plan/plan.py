@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sweep.plan import rules
 from sweep.plan.grids import Cell
+from sweep.plan.rules import Recipe
 from sweep.plan.schema import ConfigError, SweepConfig
 from sweep.plan.spec import DataSpec, OptimSpec, PlannedRun, RunSpec, ScheduleSpec
 
@@ -30,27 +32,30 @@ def plan(cells: Sequence[Cell], corpus: Corpus) -> list[PlannedRun]:
 
 def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
     config = cell.config
-    followed = followed_tokens(cell)
-    batch = batch_sequences(config, followed)
+    recipe = rules.recipe(config.optim, cell.params, cell.tokens)
+    batch = batch_sequences(recipe, cell.shape.seq_len)
     steps = round(cell.tokens / (batch * cell.shape.seq_len))
     if steps < 1:
         raise ConfigError(
             f"{where}: {cell.tokens:.3g} tokens are less than one step of {batch} x {cell.shape.seq_len} tokens. "
             "Raise the budget or the tokens, or lower optim.batch_tokens or model.seq_len. Nothing was launched."
         )
-    peak = config.optim.lr * (followed / config.optim.lr_at_tokens) ** config.optim.lr_exponent
+    followed = rules.followed_tokens(config.optim, cell.params, cell.tokens)
     followed_steps = max(1, round(followed / (batch * cell.shape.seq_len)))
-    schedule = _schedule_spec(config, steps, followed_steps)
+    schedule = _schedule_spec(config, recipe, batch, steps, followed_steps)
     if schedule.warmup_steps + schedule.decay_steps > steps:
+        follows, lower = "the size", "schedule.warmup_fraction or optim.tokens_per_param"
+        if recipe.warmup_tokens is not None:
+            follows, lower = f"optim.rule={config.optim.rule}", "the sizes"
         raise ConfigError(
-            f"{where}: {steps} steps are less than the warmup of {schedule.warmup_steps}, which follows the size, and "
-            f"the decay of {schedule.decay_steps}. Raise the budget or the tokens, or lower "
-            "schedule.warmup_fraction or optim.tokens_per_param. Nothing was launched."
+            f"{where}: {steps} steps are less than the warmup of {schedule.warmup_steps}, which follows {follows}, and "
+            f"the decay of {schedule.decay_steps}. Raise the budget or the tokens, or lower {lower}. "
+            "Nothing was launched."
         )
     spec = RunSpec(
         shape=cell.shape,
         data=DataSpec(corpus.fingerprint, config.data.eval_tokens),
-        optim=_optim_spec(config, peak, followed_steps),
+        optim=_optim_spec(config, recipe, followed_steps),
         schedule=schedule,
         batch_sequences=batch,
         steps=steps,
@@ -67,42 +72,60 @@ def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
     return PlannedRun(spec, cell.group, cell.role)
 
 
-def followed_tokens(cell: Cell) -> float:
-    """The D that batch, rate, warmup and decay follow. What shares a trunk must share these, and a budget
-    that is added later must not change them: there it is optim.tokens_per_param · N, whatever the run's
-    own D; elsewhere the run's own."""
-    optim = cell.config.optim
-    return cell.tokens if optim.follows == "run" else optim.tokens_per_param * cell.params
+def notes(cells: Sequence[Cell]) -> list[str]:
+    """What the user should know of the rule that gives these cells their batch and rate: which keys it
+    does not use, and how far the first cell outside of its range lies from it."""
+    by_rule: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_rule.setdefault(cell.config.optim.rule, []).append(cell)
+    said = []
+    for rule, theirs in by_rule.items():
+        if rules.UNUSED[rule]:
+            said.append(f"optim.rule={rule} does not use {', '.join(sorted(rules.UNUSED[rule]))}")
+        seen = [(cell.params, rules.followed_tokens(cell.config.optim, cell.params, cell.tokens)) for cell in theirs]
+        beyond = [why for params, tokens in seen if (why := rules.outside(rule, params, tokens))]
+        if beyond:
+            said.append(f"{beyond[0]}; so for {len(beyond)} of {len(theirs)} runs")
+    return said
 
 
-def batch_sequences(config: SweepConfig, tokens: float) -> int:
-    """Batch in sequences: batch_tokens · (D / batch_at_tokens)^batch_exponent, at least one."""
-    optim = config.optim
-    wanted = optim.batch_tokens * (tokens / optim.batch_at_tokens) ** optim.batch_exponent
-    return max(1, round(wanted / config.model.seq_len))
+def batch_sequences(recipe: Recipe, seq_len: int) -> int:
+    """The recipe's batch in whole sequences, at least one."""
+    return max(1, round(recipe.batch_tokens / seq_len))
 
 
-def _optim_spec(config: SweepConfig, peak: float, steps: int) -> OptimSpec:
+def _optim_spec(config: SweepConfig, recipe: Recipe, steps: int) -> OptimSpec:
     """Decoupled decay as a timescale: rate · decay · steps = 1 / timescale (Wang & Aitchison 2024,
-    arXiv 2405.13698, section 3)."""
-    optim, timescale = config.optim, config.optim.weight_decay_timescale
+    arXiv 2405.13698, section 3), unless the recipe has a decay of its own."""
+    optim, decay = config.optim, recipe.weight_decay
+    if decay is None:
+        timescale = optim.weight_decay_timescale
+        decay = 0.0 if timescale is None else 1.0 / (recipe.lr * steps * timescale)
     return OptimSpec(
         param=config.param,
-        lr=peak,
+        lr=recipe.lr,
         base_width=optim.base_width,
-        beta1=optim.beta1,
-        beta2=optim.beta2,
+        beta1=recipe.beta1,
+        beta2=recipe.beta2,
         eps=optim.eps,
-        weight_decay=0.0 if timescale is None else 1.0 / (peak * steps * timescale),
+        weight_decay=decay,
         clip=optim.clip,
+        kind=optim.kind,
+        base_depth=optim.base_depth if config.param == "completep" else None,
+        momentum=optim.momentum,
     )
 
 
-def _schedule_spec(config: SweepConfig, steps: int, followed_steps: int) -> ScheduleSpec:
+def _schedule_spec(
+    config: SweepConfig, recipe: Recipe, batch: int, steps: int, followed_steps: int
+) -> ScheduleSpec:
     schedule = config.schedule
+    warmup = round(schedule.warmup_fraction * followed_steps)
+    if recipe.warmup_tokens is not None:
+        warmup = round(recipe.warmup_tokens / (batch * config.model.seq_len))
     return ScheduleSpec(
         kind=schedule.kind,
-        warmup_steps=round(schedule.warmup_fraction * followed_steps),
+        warmup_steps=warmup,
         decay_steps=round((schedule.decay_fraction or 0.0) * steps),
         decay=schedule.decay or "",
         final=schedule.final,

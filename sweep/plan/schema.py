@@ -7,6 +7,7 @@ SweepConfig; an unknown key, a value of the wrong type or an impossible one is r
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, Optional, get_type_hints
 
@@ -33,6 +34,7 @@ class ScaleConfig:
     head_size: Optional[int]
     width_step: int
     base_width: int
+    base_depth: int
     lr: float
     lr_at_tokens: float
     lr_exponent: float
@@ -52,6 +54,8 @@ class ScaleConfig:
     ladder_tokens: float
     ladder_target_flops: float
     ladder_target_params: float
+    lr_widths: list[int]
+    lr_tokens: float
     max_hours: float
 
 
@@ -111,15 +115,17 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, and how rate and batch follow a run's own token count D:
-    batch = batch_tokens · (D / batch_at_tokens)^batch_exponent, in whole sequences;
-    peak rate = lr · (D / lr_at_tokens)^lr_exponent, at width base_width.
-    D is the run's own where `follows` is "run", tokens_per_param · N where it is "size"."""
+    """The optimizer, and the rule by which rate and batch follow a run's N and D (sweep/plan/rules.py):
+    with `power`, batch = batch_tokens · (D / batch_at_tokens)^batch_exponent in whole sequences, and
+    peak rate = lr · (D / lr_at_tokens)^lr_exponent at width base_width."""
 
-    follows: str  # run | size
-    tokens_per_param: float
+    kind: str  # adamw | muon: Muon for the matrices in the layers, AdamW for the rest
+    rule: str  # power | constant | sqrt | olmo | porian | steplaw
+    follows: str  # run: the rule sees the run's own D | size: tokens_per_param · N, alike for all budgets
+    tokens_per_param: float  # D/N, N non-embedding; what follows=size puts in the place of a run's own D
     lr: float
-    base_width: int
+    base_width: int  # where the rate is what it says; param=mup and completep
+    base_depth: int  # likewise, in layers; param=completep
     lr_at_tokens: float
     lr_exponent: float
     batch_tokens: int
@@ -130,8 +136,10 @@ class OptimConfig:
     beta2: float
     eps: float
     weight_decay_timescale: Optional[float]  # in runs: weights are forgotten over this share of one; null: none
+    weight_decay: Optional[float]  # in its place, the same decay for every run
     clip: float  # largest norm of the gradient
     precision: str  # fp32 | bf16
+    momentum: Optional[float] = None  # muon's, Nesterov
 
 
 @dataclass(frozen=True)
@@ -187,11 +195,31 @@ class ProductGrid:
 
 
 @dataclass(frozen=True)
+class LrGrid:
+    """Rate x width at one token count; see sweep/plan/lr_grid.py."""
+
+    kind: str
+    widths: list[int]  # d_model
+    param: list[str]  # the parametrisations to compare
+    rates: int  # of each width, around the recipe's own
+    octaves: float  # between neighbouring rates
+    tokens: float
+    extensions: int  # how many more rates a width may get to bracket its best
+    seeds: int  # runs of every cell
+
+    @property
+    def target(self) -> TargetConfig:
+        """It has none."""
+        return TargetConfig(flops=None, params=None)
+
+
+@dataclass(frozen=True)
 class ExecutorConfig:
     """What every place that runs workers has in common; which one, `kind` says."""
 
     kind: str  # local | slurm | ray
     retries: int  # of a run whose worker died
+    hang_minutes: Optional[float]  # without a sign of life, after which a worker is killed; null: never
     checkpoint_seconds: float
     log_every: int  # steps
     evaluations: int  # of the held-out loss before the end of a run
@@ -233,7 +261,7 @@ class LoggerConfig:
 
 
 EXECUTORS = {"local": LocalExecutorConfig, "slurm": SlurmExecutorConfig, "ray": RayExecutorConfig}
-GRIDS = {"isoflop": IsoflopGrid, "ladder": LadderGrid, "product": ProductGrid}
+GRIDS = {"isoflop": IsoflopGrid, "ladder": LadderGrid, "product": ProductGrid, "lr": LrGrid}
 DATA = {"stdlib": StdlibData, "text": TextData, "hf": HfData, "synthetic": SyntheticData}
 TOKENIZERS = {
     "bytes": {"kind"},
@@ -258,7 +286,7 @@ class SweepConfig:
     name: Optional[str]  # null: grid, scale and a digest of the recipe
     out: Optional[str]  # null: outputs/<name>
     seed: int  # of initialisation and batch order
-    param: str  # mup | sp
+    param: str  # mup | completep | sp
     device: str  # auto | cpu | cuda
     plan_only: bool
     max_hours: float
@@ -334,27 +362,32 @@ def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> typ
     return variants[kind]
 
 
+PARAMETRISATIONS = ("mup", "completep", "sp")
 CHOICES = {
     "model.activation": ("swiglu", "geglu", "relu2", "gelu"),
-    "param": ("mup", "sp"),
+    "param": PARAMETRISATIONS,
+    "optim.kind": ("adamw", "muon"),
+    "optim.rule": ("power", "constant", "sqrt", "olmo", "porian", "steplaw"),
+    "optim.follows": ("run", "size"),
     "tokenizer.kind": tuple(TOKENIZERS),
     "schedule.kind": ("wsd", "cosine"),
-    "optim.follows": ("run", "size"),
     "optim.precision": ("fp32", "bf16"),
     "logger.kind": ("auto", "wandb", "none"),
 }
 POSITIVE = (
     "max_hours model.width_step model.ff_ratio model.seq_len data.eval_tokens data.max_epochs data.vocab_size "
-    "tokenizer.vocab_size optim.lr optim.base_width optim.lr_at_tokens optim.batch_tokens optim.batch_at_tokens "
-    "optim.micro_batch_tokens optim.eps optim.weight_decay_timescale optim.clip optim.tokens_per_param grid.budgets grid.sizes "
+    "tokenizer.vocab_size optim.lr optim.base_width optim.base_depth optim.tokens_per_param optim.lr_at_tokens "
+    "optim.batch_tokens optim.batch_at_tokens optim.micro_batch_tokens optim.eps optim.weight_decay_timescale "
+    "optim.clip grid.budgets grid.sizes "
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
-    "grid.params grid.flops grid.target.flops grid.target.params executor.slots executor.per_device "
-    "executor.checkpoint_seconds executor.log_every executor.cpus_per_run executor.memory_gb executor.time "
-    "executor.checkpoint_minutes executor.poll_seconds"
+    "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "
+    "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every executor.hang_minutes "
+    "executor.cpus_per_run executor.memory_gb executor.time executor.checkpoint_minutes executor.poll_seconds"
 ).split()
-NOT_NEGATIVE = "seed grid.extensions executor.retries executor.evaluations executor.gpus_per_run".split()
+NOT_NEGATIVE = "seed optim.weight_decay grid.extensions executor.retries executor.evaluations executor.gpus_per_run".split()
 FRACTIONS = (
-    "data.heldout_fraction schedule.warmup_fraction schedule.decay_fraction schedule.final optim.beta1 optim.beta2"
+    "data.heldout_fraction schedule.warmup_fraction schedule.decay_fraction schedule.final optim.beta1 optim.beta2 "
+    "optim.momentum"
 ).split()
 
 
@@ -386,6 +419,7 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             wrong.append(f"tokenizer.{key}: means nothing to tokenizer={config.tokenizer.kind}")
     if config.data.kind == "synthetic" and config.tokenizer.kind != "bytes":
         wrong.append("tokenizer: data=synthetic makes tokens, not text; leave tokenizer=bytes, which is not applied")
+    wrong += _inconsistent_optim(config.optim, config.param)
     schedule = config.schedule
     wsd_only = (schedule.decay_fraction, schedule.decay)
     if schedule.kind == "wsd":
@@ -410,11 +444,26 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             f"{config.model.seq_len}; use {whole}, say"
         )
     wrong += _impossible_jobs(config)
-    for key in ("grid.budgets", "grid.sizes"):
+    if config.name is not None and (config.name in (".", "..") or re.search(r"[/\\\0]|^$", config.name)):
+        wrong.append(f"name: {config.name!r} is no folder's name; say where the sweep shall lie with out=")
+    for key in ("grid.budgets", "grid.sizes", "grid.widths", "grid.param"):
         if lookup(config, key) == []:
             wrong.append(f"{key}: an empty list; give one value or more")
     if config.grid.kind == "isoflop" and not config.grid.size_ratio > 1:
         wrong.append(f"grid.size_ratio: {config.grid.size_ratio} is not above 1")
+    if config.grid.kind == "lr":
+        if config.optim.follows == "size":
+            wrong.append(
+                "optim.follows: size gives each width its own batch and rate, and grid=lr holds them; say "
+                "schedule=independent optim.follows=run"
+            )
+        for key, values in (("grid.widths", config.grid.widths), ("grid.param", config.grid.param)):
+            if len(set(values)) < len(values):
+                wrong.append(f"{key}: {values} has one twice")
+        for param in set(config.grid.param) - set(PARAMETRISATIONS):
+            wrong.append(f"grid.param: {param!r} is none of {', '.join(PARAMETRISATIONS)}")
+        if config.grid.rates < 3:
+            wrong.append(f"grid.rates: {config.grid.rates} cannot bracket an optimum; give 3 or more")
     if config.grid.kind == "ladder" and config.grid.target.flops and not config.grid.target.params:
         wrong.append("grid.target.params: a ladder has one token count, so it cannot choose the target's size; give it")
     return wrong
@@ -434,6 +483,20 @@ def _impossible_jobs(config: SweepConfig) -> list[str]:
         wrong.append(
             f"executor.time: {executor.time} minutes, and runs are told to stop {executor.checkpoint_minutes} before "
             "that (executor.checkpoint_minutes); give more time"
+        )
+    return wrong
+
+
+def _inconsistent_optim(optim: OptimConfig, param: str) -> list[str]:
+    wrong = []
+    if (optim.momentum is None) == (optim.kind == "muon"):
+        wrong.append("optim.momentum: wanted by optim=muon, and by it alone")
+    if None not in (optim.weight_decay, optim.weight_decay_timescale):
+        wrong.append("optim.weight_decay: give this or optim.weight_decay_timescale, not both; one of them null")
+    if optim.rule in ("olmo", "porian", "steplaw") and param != "sp":
+        wrong.append(
+            f"optim.rule: {optim.rule} states the rate at each run's own size, and param={param} would scale it with "
+            "the size once more; say param=sp with it"
         )
     return wrong
 

@@ -28,8 +28,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """AdamW. `lr` is the peak rate at `base_width`; `param` ("mup" or "sp") says how it and the
-    initialisation transfer to this run's width (models/transfer.py)."""
+    """`lr` is the peak rate at `base_width`; `param` ("mup", "completep" or "sp") says how it and the
+    initialisation transfer to this run's shape (models/transfer.py). `kind` is "adamw", or "muon" for
+    the matrices in the layers with AdamW for the rest. `base_depth` is completep's alone, in layers,
+    and `momentum` muon's; else None."""
 
     param: str
     lr: float
@@ -39,6 +41,9 @@ class OptimSpec:
     eps: float
     weight_decay: float
     clip: float
+    kind: str = "adamw"
+    base_depth: int | None = None
+    momentum: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class RunSpec:
     precision: str
     recipe_version: int = RECIPE_VERSION
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """12 hexadecimal digits of the SHA-256 of the canonical JSON of every field."""
         return digest(self.to_json())[:12]
@@ -82,7 +87,7 @@ class RunSpec:
         """D: training tokens seen, repeats included."""
         return self.steps * self.batch_tokens
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """C: exact training FLOPs (models/count.py)."""
         return float(self.tokens) * training_flops_per_token(self.shape)
@@ -98,7 +103,9 @@ class RunSpec:
         return self.steps - self.schedule.decay_steps
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """`dataclasses.asdict`, which takes ten times as long; the parts hold numbers and strings."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: dict(vars(value)) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
     @staticmethod
     def from_json(fields: dict[str, Any]) -> RunSpec:

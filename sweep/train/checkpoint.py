@@ -1,17 +1,29 @@
-"""A run's state on disk: written whole or not at all, read back without running any code."""
+"""A run's state on disk: written whole or not at all, read back without running any code.
+
+A file of it opens with the SHA-256 of what follows, so that one that a disk damaged is known; the one before it
+is kept, to go on from in its place.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from sweep.files import RunFolder
+from sweep.train.optimizer import MuonAndAdamW
+
+Optimizer = torch.optim.Optimizer | MuonAndAdamW
+
+
+HEADER_BYTES = len(hashlib.sha256().hexdigest()) + 1  # and a newline
 
 
 @dataclass
@@ -27,9 +39,10 @@ class TrainingState:
 
 
 def save_checkpoint(
-    folder: RunFolder, run_id: str, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, state: TrainingState, model: nn.Module, optimizer: Optimizer
 ) -> None:
-    """Replace the run's checkpoint. Raises OSError (a full disk) with the old one intact."""
+    """Make this the run's checkpoint, and the last one the one before. Raises OSError (a full disk) with both
+    intact."""
     content = {
         "run_id": run_id,
         "step": state.step,
@@ -44,9 +57,15 @@ def save_checkpoint(
     temporary = path.with_suffix(".tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(content, file)
+            file.write(b" " * HEADER_BYTES)
+            digested = _Digested(file)
+            torch.save(content, digested)
+            file.seek(0)
+            file.write(digested.sha256.hexdigest().encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, _previous(path))
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -54,11 +73,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: RunFolder, run_id: str, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer
 ) -> TrainingState | None:
-    """Restore model and optimizer in place; None where the run has no checkpoint yet.
+    """Restore model and optimizer in place; None where the run has no checkpoint, or none that is whole.
 
-    Raises ValueError for a checkpoint of another run.
+    Raises ValueError for a checkpoint of another run, or one that holds more than tensors and plain values.
     """
     content = _load(folder, run_id, model, optimizer)
     if content is None:
@@ -67,12 +86,12 @@ def load_checkpoint(
 
 
 def load_trunk(
-    folder: RunFolder, run_id: str, last_step: int, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: RunFolder, run_id: str, last_step: int, model: nn.Module, optimizer: Optimizer
 ) -> TrainingState | None:
     """Restore model and optimizer in place from the end of the trunk `run_id`, for a run that shares its
-    first `last_step` updates; None where the trunk has left no checkpoint.
+    first `last_step` updates; None where the trunk has left no checkpoint that is whole.
 
-    Raises ValueError for a checkpoint of another run, or of more updates than are shared.
+    Raises ValueError as `load_checkpoint` does, or for a checkpoint of more updates than are shared.
     """
     content = _load(folder, run_id, model, optimizer)
     if content is None:
@@ -82,12 +101,20 @@ def load_trunk(
     return TrainingState(content["step"], seconds=0.0, resumes=0, from_step=content["step"])
 
 
-def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    path = _state_path(folder)
-    if not path.exists():
+def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer) -> dict[str, Any] | None:
+    current = _state_path(folder)
+    path = next((path for path in (current, _previous(current)) if _is_whole(path)), None)
+    if path is None:
         return None
-    device = next(model.parameters()).device
-    content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    with open(path, "rb") as file:
+        file.seek(HEADER_BYTES)
+        try:
+            content: dict[str, Any] = torch.load(file, map_location=next(model.parameters()).device, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"{path} holds more than tensors and plain values, so no checkpoint of this program: nothing of it was "
+                f"run. Find out who wrote it; remove it to train from the start. ({str(error).splitlines()[0]})"
+            ) from error
     if content["run_id"] != run_id:
         raise ValueError(f"{path} belongs to run {content['run_id']}, not to {run_id}; remove it to start again")
     model.load_state_dict(content["model"])
@@ -101,13 +128,51 @@ def save_final_weights(folder: RunFolder, model: nn.Module) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
     temporary = folder.checkpoint / "model.safetensors.tmp"
     save_file(tensors, temporary)
-    os.replace(temporary, folder.checkpoint / "model.safetensors")
+    os.replace(temporary, folder.weights)
 
 
 def discard_checkpoint(folder: RunFolder) -> None:
     """Drop what only a resumption needs: the run has its result."""
     _state_path(folder).unlink(missing_ok=True)
+    discard_previous(folder)
+
+
+def discard_previous(folder: RunFolder) -> None:
+    """Drop the checkpoint before the last: a trunk that is done leaves one."""
+    _previous(_state_path(folder)).unlink(missing_ok=True)
 
 
 def _state_path(folder: RunFolder) -> Path:
     return folder.checkpoint / "state.pt"
+
+
+def _previous(path: Path) -> Path:
+    return path.with_stem("previous")
+
+
+class _Digested:
+    """A file to write to, and the SHA-256 of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether it is there and as it was written; damage is told in the log."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(HEADER_BYTES)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return False
+    if header == found.encode() + b"\n":
+        return True
+    print(f"{path} is damaged (its SHA-256 is not what it opens with); not used", flush=True)
+    return False

@@ -21,7 +21,8 @@ class RunResult:
 
     loss, loss_se: held-out, nats a token, None unless finished, and for a trunk. flops: exact, of the whole run;
     flops_6nd: 6·N·D with N non-embedding. peak_bytes: of the device, or of the process on a CPU.
-    resumes: how many times it went on from a checkpoint.
+    resumes: how many times it went on from a checkpoint. micro_batch_sequences: that went through the model at
+    once in the end, after oom_halvings of the process that ended the run.
     """
 
     run_id: str
@@ -45,6 +46,8 @@ class RunResult:
     device: str | None = None
     resumes: int = 0
     peak_bytes: int | None = None
+    micro_batch_sequences: int | None = None
+    oom_halvings: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: RunFolder) -> None:

@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from models.decoder import Decoder, token_losses
-from models.transfer import initialise, output_multiplier, parameter_groups
+from models.transfer import build_decoder, initialise
 from sweep.data.batches import TokenBatches, heldout_blocks
 from sweep.files import RunFolder, write_atomically
 from sweep.plan.spec import RunSpec
 from sweep.train.checkpoint import TrainingState, load_checkpoint, load_trunk, save_checkpoint, save_final_weights
 from sweep.train.evaluate import Evaluation, evaluate
+from sweep.train.optimizer import MuonAndAdamW, build_optimizer
+from sweep.train.out_of_memory import MicroBatch, is_out_of_memory, release
 from sweep.train.result import RunResult, result_for
 from sweep.train.schedule import rate_factor
 
@@ -62,44 +64,55 @@ class Learner:
     spec: RunSpec
     model: Decoder
     forward: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | MuonAndAdamW
     autocast: Callable
     device: torch.device
-    micro_batch_sequences: int
+    micro_batch: MicroBatch
 
     def update(self, step: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """One AdamW update on int64[batch, T + 1]; returns the mean loss and the gradient's norm
+        """One update on int64[batch, T + 1]; returns the mean loss and the gradient's norm
         before clipping, both float32 scalars left on the device."""
         factor = rate_factor(self.spec.schedule, step, self.spec.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.spec.optim.lr * factor * group["rate"]
-        loss = torch.zeros((), device=self.device)
-        for micro_batch in tokens.split(self.micro_batch_sequences):
-            with self.autocast():
-                part = token_losses(self.forward, micro_batch).mean() * (len(micro_batch) / len(tokens))
-            part.backward()
-            loss += part.detach()
+        loss = None
+        while loss is None:
+            try:
+                loss = self._gradients(tokens)
+            except Exception as error:
+                if not is_out_of_memory(error) or not self.micro_batch.halve():
+                    raise
+            if loss is None:  # here the error is gone, and with it what it held of the failed attempt
+                self.optimizer.zero_grad(set_to_none=True)
+                release()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
+    def _gradients(self, tokens: Tensor) -> Tensor:
+        """Leave the gradient of the mean loss in the parameters; returns that loss, detached."""
+        loss = torch.zeros((), device=self.device)
+        for micro_batch in tokens.split(self.micro_batch.sequences):
+            with self.autocast():
+                part = token_losses(self.forward, micro_batch).mean() * (len(micro_batch) / len(tokens))
+            part.backward()
+            loss += part.detach()
+        return loss
+
 
 def build_learner(spec: RunSpec, execution: Execution) -> Learner:
     """A freshly initialised learner on the run's device."""
     optim, device = spec.optim, torch.device(execution.device)
-    model = Decoder(spec.shape, output_multiplier(spec.shape, optim.param, optim.base_width))
+    model = build_decoder(spec.shape, optim.param, optim.base_width, optim.base_depth)
     initialise(model, optim.param, optim.base_width, spec.seed)
     model.to(device)
-    groups = parameter_groups(model, spec.shape, optim.param, optim.base_width, optim.weight_decay)
-    optimizer = torch.optim.AdamW(
-        groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
-    )
+    optimizer = build_optimizer(model, optim)
     autocast = (
         partial(torch.autocast, device.type, dtype=torch.bfloat16) if spec.precision == "bf16" else nullcontext
     )
     forward = torch.compile(model) if execution.compile else model
-    return Learner(spec, model, forward, optimizer, autocast, device, execution.micro_batch_sequences)
+    return Learner(spec, model, forward, optimizer, autocast, device, MicroBatch(execution.micro_batch_sequences))
 
 
 def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: Callable[[], bool]) -> RunResult:
@@ -124,6 +137,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     metrics = MetricsLog(folder.metrics, spec, resume_after=state.step)
     evaluate_at = {spec.steps * (i + 1) // (execution.evaluations + 1) for i in range(execution.evaluations)}
     ceiling = EXPLODED * math.log(spec.shape.vocab_size)
+    beat = Heartbeat(folder.heartbeat)
 
     started = saved = time.monotonic()
     before = state.seconds
@@ -131,6 +145,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     while state.step < spec.steps:
         tokens = torch.from_numpy(batches.batch(state.step)).to(learner.device, non_blocking=True)
         loss, norm = learner.update(state.step, tokens)
+        beat()
         losses.append(loss)
         state.step += 1
         if state.step % execution.log_every == 0 or state.step == spec.steps or state.step in evaluate_at:
@@ -139,7 +154,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
             state.seconds = before + time.monotonic() - started
             mean = sum(window) / len(window)
             if not mean <= ceiling:
-                return _diverged(spec, state, window, ceiling, execution)
+                return _diverged(spec, state, window, ceiling, execution, learner)
             rate = spec.optim.lr * rate_factor(spec.schedule, state.step - 1, spec.steps)
             metrics.training(state, loss=mean, lr=rate, grad_norm=float(norm))
             if state.step in evaluate_at and state.step < spec.steps:
@@ -152,12 +167,12 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     if spec.is_trunk:
         state.seconds = before + time.monotonic() - started
         save(state=state)
-        return result_for(spec, "finished", state.step, **_seen(spec, batches), **_timing(spec, state, execution))
+        return result_for(spec, "finished", state.step, **_seen(spec, batches), **_timing(spec, state, execution, learner))
     final = measure()
     state.seconds = before + time.monotonic() - started
     metrics.evaluation(state, final)
     if not math.isfinite(final.loss):
-        return _diverged(spec, state, [final.loss], ceiling, execution)
+        return _diverged(spec, state, [final.loss], ceiling, execution, learner)
     save_final_weights(folder, learner.model)
     return result_for(
         spec,
@@ -168,7 +183,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
         bits_per_byte=final.bits_per_byte,
         eval_tokens=final.tokens,
         **_seen(spec, batches),
-        **_timing(spec, state, execution),
+        **_timing(spec, state, execution, learner),
     )
 
 
@@ -188,15 +203,20 @@ def _seen(spec: RunSpec, batches: TokenBatches) -> dict:
 
 
 def _diverged(
-    spec: RunSpec, state: TrainingState, window: list[float], ceiling: float, execution: Execution
+    spec: RunSpec,
+    state: TrainingState,
+    window: list[float],
+    ceiling: float,
+    execution: Execution,
+    learner: Learner,
 ) -> RunResult:
     bad = next(i for i, loss in enumerate(window) if not loss <= ceiling)
     step = state.step - len(window) + bad + 1
     reason = f"training loss {window[bad]:.4g} at step {step} of {spec.steps} (limit {ceiling:.3g} nats a token)"
-    return result_for(spec, "diverged", state.step, reason=reason, **_timing(spec, state, execution))
+    return result_for(spec, "diverged", state.step, reason=reason, **_timing(spec, state, execution, learner))
 
 
-def _timing(spec: RunSpec, state: TrainingState, execution: Execution) -> dict:
+def _timing(spec: RunSpec, state: TrainingState, execution: Execution, learner: Learner) -> dict:
     own_tokens = (state.step - state.from_step) * spec.batch_tokens
     return {
         "wall_seconds": round(state.seconds, 3),
@@ -204,6 +224,8 @@ def _timing(spec: RunSpec, state: TrainingState, execution: Execution) -> dict:
         "device": device_name(execution.device),
         "resumes": state.resumes,
         "peak_bytes": peak_bytes(execution.device),
+        "micro_batch_sequences": learner.micro_batch.sequences,
+        "oom_halvings": learner.micro_batch.halvings,
     }
 
 
@@ -217,6 +239,22 @@ def peak_bytes(device: str) -> int:
         return torch.cuda.max_memory_reserved(device)
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+HEARTBEAT_SECONDS = 5.0  # assumption: far below the minutes after which a worker counts as hung
+
+
+class Heartbeat:
+    """A file that is touched while updates are made, so that a slow run is told from one that hangs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._last = path, -math.inf
+
+    def __call__(self) -> None:
+        if time.monotonic() - self._last >= HEARTBEAT_SECONDS:
+            self._last = time.monotonic()
+            with suppress(OSError):  # of a full disk or a vanished folder, what is written next tells
+                self._path.touch()
 
 
 class MetricsLog:
