@@ -90,6 +90,15 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def holding_process(path: Path) -> tuple[int | None, str]:
+    """Pid and host that the lock file names; (None, "") where it names none."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return int(said["pid"]), str(said["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, ""
+
+
 def holder(path: Path) -> str:
     """What the lock file says of its holder, in words."""
     try:
