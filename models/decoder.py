@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.config import DecoderShape
 from models.count import count_parameters
 
 ROTARY_BASE = 10_000.0  # Su et al. 2021 (arXiv 2104.09864), section 3.3
 NORM_EPS = 1e-6  # Llama 2's value
+
+LOGITS_BYTES = 2**29
+"""Float32 logits beyond this are made and used in parts. Assumption: small beside a GPU's memory, and large
+enough that a part keeps it busy (2,668 rows of a vocabulary of 50,304)."""
+
+BYTES_PER_LOGIT = 4
 
 
 class RMSNorm(nn.Module):
@@ -125,19 +132,36 @@ class Decoder(nn.Module):
         counted, built = count_parameters(shape).total, sum(p.numel() for p in self.parameters())
         assert counted == built, f"{counted} parameters counted, {built} built: {shape}"
 
-    def forward(self, tokens_BxT: Tensor) -> Tensor:
-        """int64[batch, length <= seq_len] to logits [batch, length, vocab]."""
+    def forward(self, tokens_BxT: Tensor, labels_BxT: Tensor | None = None) -> Tensor:
+        """int64[batch, length <= seq_len] to logits [batch, length, vocab]; with labels int64[batch, length],
+        to their cross-entropy, nats, float32[batch, length]."""
         length = tokens_BxT.shape[1]
         x = self.embedding(tokens_BxT)
         for block in self.blocks:
             x = block(x, self.cos[:length], self.signed_sin[:length])
-        logits = self.head(self.norm(x))
+        x = self.norm(x)
+        if labels_BxT is None:
+            return self.logits(x)
+        rows, labels = x.flatten(0, 1), labels_BxT.flatten()
+        most = max(1, LOGITS_BYTES // (BYTES_PER_LOGIT * self.shape.vocab_size))
+        if len(rows) <= most:
+            return self.cross_entropy(rows, labels).view(labels_BxT.shape)
+        parts = [
+            # logits are made again in the backward pass, a part at a time, and never stand in full
+            checkpoint(self.cross_entropy, rows[i : i + most], labels[i : i + most], use_reentrant=False)
+            for i in range(0, len(rows), most)
+        ]
+        return torch.cat(parts).view(labels_BxT.shape)
+
+    def logits(self, x: Tensor) -> Tensor:
+        logits = self.head(x)
         return logits if self.output_multiplier == 1.0 else logits * self.output_multiplier
+
+    def cross_entropy(self, rows: Tensor, labels: Tensor) -> Tensor:
+        """float32[row] from the last norm's output [row, width] and int64[row]."""
+        return F.cross_entropy(self.logits(rows).float(), labels, reduction="none")
 
 
 def token_losses(model: nn.Module, tokens_BxT1: Tensor) -> Tensor:
     """Cross-entropy of each next token, nats, float32[batch, T], from int64[batch, T + 1]."""
-    logits = model(tokens_BxT1[:, :-1])
-    labels = tokens_BxT1[:, 1:]
-    flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
-    return flat.view(labels.shape)
+    return model(tokens_BxT1[:, :-1], tokens_BxT1[:, 1:])

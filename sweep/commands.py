@@ -8,6 +8,10 @@ from importlib import import_module
 COMMANDS = {
     "export": "sweep.exchange:export_main",
     "import": "sweep.exchange:import_main",
+    "status": "sweep.execute.status:main",
+    "cancel": "sweep.execute.cancel:main",
+    "logs": "sweep.execute.logs:main",
+    "wandb": "sweep.execute.wandb_mirror:main",
 }
 """Name -> "module:function"; the function takes the arguments after the name and gives the exit status."""
 

@@ -24,12 +24,12 @@ from sweep.data.tokens import CorpusFacts, TokenizerConfig, default_cache, prepa
 from sweep.execute.coordinator import Outcome, execute
 from sweep.execute.estimate import MeasurementFailed, measure
 from sweep.execute.ledger import FINAL, Ledger
-from sweep.execute.local import LocalExecutor
 from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
 from sweep.execute.progress import progress_for
 from sweep.files import SweepFolder
-from sweep.hardware import Hardware, find_hardware, has_muon
+from sweep.hardware import Hardware, has_muon
+from sweep.places import THREADS, executor_for, hardware_for, is_remote
 from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
 from sweep.plan.order import makespan, parent_id
@@ -95,7 +95,7 @@ class Sweep:
         """Bring these runs to a result. Raises Interrupted after a checkpoint of each."""
         self.write()
         executor = self.config.executor
-        place = LocalExecutor(self.hardware.device, self.hardware.slots, executor.per_device)
+        place = executor_for(self.config, self.hardware, self.folder)
         outcomes = execute(
             self.folder,
             runs,
@@ -115,13 +115,14 @@ class Sweep:
         executor = self.config.executor
         return {
             "device": self.hardware.device,
-            "threads": 1,
+            "threads": THREADS,
             "data_folder": self.data_folder,
             "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.batch_sequences),
             "log_every": executor.log_every,
             "evaluations": executor.evaluations,
             "checkpoint_seconds": executor.checkpoint_seconds,
             "compile": executor.compile,
+            "compile_mode": executor.compile_mode,
             "parent": parent_id(planned),
         }
 
@@ -139,7 +140,7 @@ def run(config: SweepConfig) -> int:
     every worker has checkpointed.
     """
     out = console()
-    hardware = find_hardware(config.device, config.executor.slots, config.executor.per_device)
+    hardware = hardware_for(config)
     chosen = "chosen by hardware" if config.scale.asked == "auto" else "asked for"
     out.print(f"scale={config.scale.name} ({chosen}); {hardware.why}; {hardware.slots} runs side by side")
     out.print(f"sweep {config.sweep_name} in {config.folder}")
@@ -284,6 +285,10 @@ def check_memory(runs: Sequence[PlannedRun], hardware: Hardware) -> None:
             )
 
 
+UNMEASURED = (
+    "seconds and memory are not known, since the runs go to machines that were not measured: "
+    "max_hours and the memory of a run are not checked"
+)
 CHECKPOINTED = 3 / 4  # of BYTES_PER_PARAMETER: gradients are not kept
 
 
@@ -296,7 +301,7 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
     )
     costs: dict[str, Cost] = {}
     left = [planned for planned in (*sweep.runs, *target) if planned.run_id not in done]
-    if left:
+    if left and not is_remote(config):
         shapes = shapes_to_measure(left)
         out.print(f"measuring {len(shapes)} of the plan's shapes on this hardware")
         largest = max(left, key=lambda planned: micro_batch_sequences(config, planned.spec.batch_sequences))
@@ -309,10 +314,11 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
     each = {run_id: cost.seconds for run_id, cost in costs.items()}
     seconds = makespan(sweep.runs, each, hardware.slots) + makespan(target, each, 1)
     bound = "at least" if any(cost.is_bound for cost in costs.values()) else "about"
+    said = f"{bound} {duration(seconds)} from here" if costs or not left else UNMEASURED
     trunks = f" on {len(sweep.planned.trunks)} trunk segments" if sweep.planned.trunks else ""
     out.print(
         f"{len(sweep.planned.runs)} runs to fit{trunks} ({len(done)} done), {len(target)} to predict and check; "
-        f"{own_flops([*sweep.runs, *target]):.2e} FLOPs; {bound} {duration(seconds)} from here"
+        f"{own_flops([*sweep.runs, *target]):.2e} FLOPs; {said}"
     )
     if trunks:
         own, whole = own_flops(sweep.runs), whole_flops(sweep.runs)

@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / "worker.lock"
 
     @property
+    def ended(self) -> Path:
+        """How the last batch job of this run ended (sweep/execute/attend.py)."""
+        return self.path / "ended.json"
+
+    @property
     def heartbeat(self) -> Path:
         """Touched by the worker while it makes updates."""
         return self.path / "heartbeat"
@@ -91,6 +96,11 @@ class SweepFolder:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    @property
+    def jobs(self) -> Path:
+        """What SLURM and submitit write: submissions, logs, and which run is which job."""
+        return self.path / "jobs"
 
     def run(self, run_id: str) -> RunFolder:
         """Raises ValueError for what is no run's id."""

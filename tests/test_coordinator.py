@@ -147,6 +147,9 @@ def test_losses_do_not_depend_on_slots_since_threads_do_not(folder):
 class Refusing:
     capacity = 2
 
+    def adopt(self, folder):
+        return None
+
     def submit(self, folder):
         raise SubmitError("the queue is closed")
 

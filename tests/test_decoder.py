@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
+from models import decoder
 from models.config import ACTIVATIONS, DecoderShape
 from models.decoder import NORM_EPS, ROTARY_BASE, Decoder, rotary_table, rotate, token_losses
 
@@ -167,3 +169,58 @@ def test_a_shape_that_is_none_is_refused(change, message):
     fields = {"n_layer": 2, "d_model": 32, "n_head": 4, "d_ff": 48, "vocab_size": 50, "seq_len": 12}
     with pytest.raises(ValueError, match=message):
         DecoderShape(**{**fields, **change})
+
+
+def losses_and_gradients(model, tokens):
+    model.zero_grad(set_to_none=True)
+    losses = token_losses(model, tokens)
+    (losses * torch.linspace(0.1, 1.0, losses.numel()).view(losses.shape)).sum().backward()
+    return losses.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("rows_at_once", [1, 5, 24, 25])
+def test_a_loss_in_parts_is_the_loss_and_so_are_its_gradients(monkeypatch, rows_at_once, tied):
+    shape = replace(SHAPE, tied=tied)
+    model, tokens = random_decoder(shape, output_multiplier=0.5), random_tokens(shape, 3, 9)
+    whole, gradients = losses_and_gradients(model, tokens)
+    monkeypatch.setattr(decoder, "LOGITS_BYTES", 4 * shape.vocab_size * rows_at_once)
+    parts, of_parts = losses_and_gradients(model, tokens)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(of_parts[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_logits_never_stand_in_full(monkeypatch):
+    """No tensor that autograd keeps for the backward pass is larger than one part's logits."""
+    shape = replace(SHAPE, vocab_size=997)
+    model, tokens = random_decoder(shape), random_tokens(shape, 6, 9)
+
+    def largest_kept():
+        kept = [0]
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+            token_losses(model, tokens)
+        return max(kept)
+
+    weights = max(parameter.numel() for parameter in model.parameters())
+    shape_of_logits = 6 * 8 * shape.vocab_size
+    assert weights < shape_of_logits
+    monkeypatch.setattr(decoder, "LOGITS_BYTES", 4 * shape.vocab_size * 4)
+    assert largest_kept() <= max(weights, shape_of_logits // 4)
+    monkeypatch.undo()
+    assert largest_kept() == shape_of_logits
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_compiled_decoder_is_the_decoder(monkeypatch, in_parts):
+    model, tokens = random_decoder(SHAPE), random_tokens(SHAPE, 3, 9)
+    if in_parts:
+        monkeypatch.setattr(decoder, "LOGITS_BYTES", 4 * SHAPE.vocab_size * 10)
+    plain, gradients = losses_and_gradients(model, tokens)
+    compiled = torch.compile(model)
+    model.zero_grad(set_to_none=True)
+    losses = token_losses(compiled, tokens)
+    torch.testing.assert_close(losses, plain, atol=1e-5, rtol=1e-5)
+    (losses * torch.linspace(0.1, 1.0, losses.numel()).view(losses.shape)).sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4)

@@ -203,3 +203,27 @@ def test_a_forked_worker_outlives_its_coordinator_by_no_more_than_a_checkpoint(r
     assert coordinator.returncode == -9
     wait_for(lambda: not alive(int(coordinator.stdout)))
     assert last_step(real_run.metrics) < 1000 and not real_run.result.exists()
+
+
+def test_packed_runs_are_the_lone_ones_bit_for_bit_and_one_s_failure_is_its_own(tmp_path, real_run, tiny_spec):
+    request, specs = read_json(real_run.spec), [tiny_spec(seed=seed, steps=40) for seed in range(3)]
+
+    def results(name, slots, broken=None):
+        executor, jobs, found = LocalExecutor("cpu", slots=slots), [], []
+        for spec in specs:
+            folder = SweepFolder(tmp_path / name).run(spec.run_id)
+            execution = request["execution"] | ({"data_folder": "/no/such"} if spec is broken else {})
+            write_json(folder.spec, {"run_id": spec.run_id, "spec": spec.to_json(), "execution": execution})
+            jobs.append(executor.submit(folder))
+            if slots == 1:
+                wait_for(lambda: jobs[-1].poll() is not None)
+        wait_for(lambda: all(job.poll() is not None for job in jobs))
+        for spec in specs:
+            found.append(read_json(SweepFolder(tmp_path / name).run(spec.run_id).result))
+        return [(result["status"], result["loss"], result["loss_se"]) for result in found]
+
+    alone = results("alone", 1)
+    assert [status for status, *_ in alone] == ["finished"] * 3
+    assert results("packed", 3) == alone
+    beside = results("beside", 3, broken=specs[1])
+    assert beside[1][0] == "failed" and beside[::2] == alone[::2]

@@ -196,6 +196,8 @@ class _Execution:
         while self.queue and len(self.active) < self.executor.capacity:
             planned = self.queue.pop()
             lock = self.folder.run(planned.run_id).lock
+            if self._adopt(planned):
+                continue
             if is_held(lock):
                 self.held[planned.run_id] = planned
                 self.progress.note(
@@ -204,6 +206,22 @@ class _Execution:
                 )
             else:
                 self._start(planned)
+
+    def _adopt(self, planned: PlannedRun) -> bool:
+        """Whether a job of an earlier coordinator has this run, and is now ours; or cannot be told of."""
+        run = self.folder.run(planned.run_id)
+        try:
+            job = self.executor.adopt(run)
+        except SubmitError as error:
+            self._died(planned, str(error))
+            return True
+        if job is None:
+            return False
+        self.attempts[planned.run_id] += 1
+        self.active[planned.run_id] = _Attempt(planned, job, last_step(run.metrics))
+        self.progress.started(planned)
+        self.progress.note(f"{planned.run_id} was started by an earlier command; going on with its job")
+        return True
 
     def _release_held(self) -> None:
         if not self.held or self.settings.clock() < self.held_due:

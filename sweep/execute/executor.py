@@ -55,6 +55,11 @@ class Executor(Protocol):
     def capacity(self) -> int:
         """Jobs to hold in it at one time, at least 1."""
 
+    def adopt(self, folder: RunFolder) -> Job | None:
+        """The worker that an earlier coordinator queued or started here for this run and that is not gone;
+        None where there is none, or where workers end with their coordinator. Raises SubmitError where
+        that cannot be told."""
+
     def submit(self, folder: RunFolder) -> Job:
         """Start or queue the worker of this run. Raises SubmitError where the place refuses it."""
 

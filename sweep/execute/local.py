@@ -61,6 +61,9 @@ class LocalExecutor:
     def capacity(self) -> int:
         return len(self._slots)
 
+    def adopt(self, folder: RunFolder) -> None:
+        """None, always: a worker ends with the coordinator that started it."""
+
     def submit(self, folder: RunFolder) -> LocalJob | ForkedJob:
         """Raises SubmitError when every slot is taken, or the process cannot be started."""
         slot = self._free_slot()

@@ -94,14 +94,23 @@ def is_held(path: Path) -> bool:
 
 def kill_holder(path: Path) -> bool:
     """End the process that holds this lock, where it left its name and is one of this machine; whether it did."""
+    pid, host = holding_process(path)
+    if pid is None or host != socket.gethostname() or not is_held(path):
+        return False
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if said["host"] != socket.gethostname() or not is_held(path):
-            return False
-        os.kill(said["pid"], signal.SIGKILL)
-    except (OSError, ValueError, KeyError, TypeError):
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
         return False
     return True
+
+
+def holding_process(path: Path) -> tuple[int | None, str]:
+    """Pid and host that the lock file names; (None, "") where it names none."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return int(said["pid"]), str(said["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, ""
 
 
 def holder(path: Path) -> str:

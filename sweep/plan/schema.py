@@ -215,15 +215,44 @@ class LrGrid:
 
 @dataclass(frozen=True)
 class ExecutorConfig:
-    kind: str  # local
-    slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU
-    per_device: int
+    """What every place that runs workers has in common; which one, `kind` says."""
+
+    kind: str  # local | slurm | ray
     retries: int  # of a run whose worker died
     hang_minutes: Optional[float]  # without a sign of life, after which a worker is killed; null: never
     checkpoint_seconds: float
     log_every: int  # steps
     evaluations: int  # of the held-out loss before the end of a run
     compile: bool
+    compile_mode: str  # torch.compile's; reduce-overhead replays CUDA graphs, for models of many small operations
+
+
+@dataclass(frozen=True)
+class LocalExecutorConfig(ExecutorConfig):
+    slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU
+    per_device: int
+
+
+@dataclass(frozen=True)
+class SlurmExecutorConfig(ExecutorConfig):
+    slots: int  # jobs to hold in the queue at one time
+    gpus_per_run: int  # 0 or 1
+    cpus_per_run: int
+    partition: Optional[str]  # null: the cluster's default
+    account: Optional[str]
+    memory_gb: Optional[float]  # of the host, of each run; null: the cluster's default
+    time: int  # minutes that a job may take; a longer run goes on in another job
+    checkpoint_minutes: int  # how long before the limit the worker saves its state and stops
+    poll_seconds: float  # between two looks at the queue
+    extra: dict[str, Any]  # further options of sbatch, by name
+
+
+@dataclass(frozen=True)
+class RayExecutorConfig(ExecutorConfig):
+    address: Optional[str]  # of a cluster, or "auto"; null: one on this machine
+    slots: Optional[int]  # tasks at a time; null: as many as the cluster has room for
+    gpus_per_run: float  # a fraction packs several runs on a GPU
+    cpus_per_run: float
 
 
 @dataclass(frozen=True)
@@ -232,6 +261,7 @@ class LoggerConfig:
     project: str = "scaling-sweep"
 
 
+EXECUTORS = {"local": LocalExecutorConfig, "slurm": SlurmExecutorConfig, "ray": RayExecutorConfig}
 GRIDS = {"isoflop": IsoflopGrid, "ladder": LadderGrid, "product": ProductGrid, "lr": LrGrid}
 DATA = {"stdlib": StdlibData, "text": TextData, "hf": HfData, "synthetic": SyntheticData}
 TOKENIZERS = {
@@ -243,7 +273,7 @@ TOKENIZERS = {
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Everything a user chooses, checked. `data` and `grid` are one of the dataclasses above."""
+    """Everything a user chooses, checked. `data`, `grid` and `executor` are one of the dataclasses above."""
 
     scale: ScaleConfig
     model: ModelConfig
@@ -252,7 +282,7 @@ class SweepConfig:
     optim: OptimConfig
     schedule: ScheduleConfig
     grid: Any
-    executor: ExecutorConfig
+    executor: Any
     logger: LoggerConfig
     name: Optional[str]  # null: grid, scale and a digest of the recipe
     out: Optional[str]  # null: outputs/<name>
@@ -302,6 +332,7 @@ def to_config(composed: DictConfig) -> SweepConfig:
         schema = _writable(SweepConfig)
         schema.data = _writable(_variant(composed, "data", DATA))
         schema.grid = _writable(_variant(composed, "grid", GRIDS))
+        schema.executor = _writable(_variant(composed, "executor", EXECUTORS))
         merged = OmegaConf.merge(schema, composed)
         missing = OmegaConf.missing_keys(merged)
         if missing:
@@ -332,6 +363,7 @@ def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> typ
     return variants[kind]
 
 
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PARAMETRISATIONS = ("mup", "completep", "sp")
 CHOICES = {
     "model.activation": ("swiglu", "geglu", "relu2", "gelu"),
@@ -342,7 +374,7 @@ CHOICES = {
     "tokenizer.kind": tuple(TOKENIZERS),
     "schedule.kind": ("wsd", "cosine"),
     "optim.precision": ("fp32", "bf16"),
-    "executor.kind": ("local",),
+    "executor.compile_mode": COMPILE_MODES,
     "logger.kind": ("auto", "wandb", "none"),
 }
 POSITIVE = (
@@ -352,9 +384,10 @@ POSITIVE = (
     "optim.clip grid.budgets grid.sizes "
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
     "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "
-    "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every executor.hang_minutes"
+    "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every executor.hang_minutes "
+    "executor.cpus_per_run executor.memory_gb executor.time executor.checkpoint_minutes executor.poll_seconds"
 ).split()
-NOT_NEGATIVE = "seed optim.weight_decay grid.extensions executor.retries executor.evaluations".split()
+NOT_NEGATIVE = "seed optim.weight_decay grid.extensions executor.retries executor.evaluations executor.gpus_per_run".split()
 FRACTIONS = (
     "data.heldout_fraction schedule.warmup_fraction schedule.decay_fraction schedule.final optim.beta1 optim.beta2 "
     "optim.momentum"
@@ -413,6 +446,7 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             f"data.eval_tokens: {config.data.eval_tokens} is not two or more whole sequences of model.seq_len="
             f"{config.model.seq_len}; use {whole}, say"
         )
+    wrong += _impossible_jobs(config)
     if config.name is not None and (config.name in (".", "..") or re.search(r"[/\\\0]|^$", config.name)):
         wrong.append(f"name: {config.name!r} is no folder's name; say where the sweep shall lie with out=")
     for key in ("grid.budgets", "grid.sizes", "grid.widths", "grid.param"):
@@ -435,6 +469,24 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             wrong.append(f"grid.rates: {config.grid.rates} cannot bracket an optimum; give 3 or more")
     if config.grid.kind == "ladder" and config.grid.target.flops and not config.grid.target.params:
         wrong.append("grid.target.params: a ladder has one token count, so it cannot choose the target's size; give it")
+    return wrong
+
+
+def _impossible_jobs(config: SweepConfig) -> list[str]:
+    executor, wrong = config.executor, []
+    if executor.kind == "local":
+        return wrong
+    if executor.gpus_per_run > 1:
+        wrong.append(f"executor.gpus_per_run: {executor.gpus_per_run:g}; a run trains on one GPU, or a part of it")
+    if config.device == "cuda" and not executor.gpus_per_run:
+        wrong.append("executor.gpus_per_run: 0, and device=cuda; give 1, or say device=cpu")
+    if config.device == "cpu" and executor.gpus_per_run:
+        wrong.append(f"executor.gpus_per_run: {executor.gpus_per_run:g}, and device=cpu uses none; give 0")
+    if executor.kind == "slurm" and executor.time <= executor.checkpoint_minutes:
+        wrong.append(
+            f"executor.time: {executor.time} minutes, and runs are told to stop {executor.checkpoint_minutes} before "
+            "that (executor.checkpoint_minutes); give more time"
+        )
     return wrong
 
 

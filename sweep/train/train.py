@@ -27,6 +27,7 @@ from sweep.train.optimizer import MuonAndAdamW, build_optimizer
 from sweep.train.out_of_memory import MicroBatch, is_out_of_memory, release
 from sweep.train.result import RunResult, result_for
 from sweep.train.schedule import rate_factor
+from sweep.train.stream import BatchStream
 
 EXPLODED = 1.5
 """A mean training loss of this many times ln(vocabulary), the loss of knowing nothing, counts as
@@ -39,7 +40,8 @@ class Execution:
 
     micro_batch_sequences: sequences that go through the model at once; evaluations: how many times
     the held-out loss is measured before the end; checkpoint_seconds: wall time between checkpoints;
-    parent: id of the trunk whose checkpoint the run goes on from, in the same sweep.
+    parent: id of the trunk whose checkpoint the run goes on from, in the same sweep; compile_mode:
+    torch.compile's.
     """
 
     device: str
@@ -51,6 +53,7 @@ class Execution:
     checkpoint_seconds: float
     compile: bool
     parent: str | None = None
+    compile_mode: str = "default"
 
 
 class Stopped(Exception):
@@ -111,7 +114,7 @@ def build_learner(spec: RunSpec, execution: Execution) -> Learner:
     autocast = (
         partial(torch.autocast, device.type, dtype=torch.bfloat16) if spec.precision == "bf16" else nullcontext
     )
-    forward = torch.compile(model) if execution.compile else model
+    forward = torch.compile(model, mode=execution.compile_mode) if execution.compile else model
     return Learner(spec, model, forward, optimizer, autocast, device, MicroBatch(execution.micro_batch_sequences))
 
 
@@ -138,13 +141,13 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     evaluate_at = {spec.steps * (i + 1) // (execution.evaluations + 1) for i in range(execution.evaluations)}
     ceiling = EXPLODED * math.log(spec.shape.vocab_size)
     beat = Heartbeat(folder.heartbeat)
+    stream = BatchStream(batches, learner.device)
 
     started = saved = time.monotonic()
     before = state.seconds
     losses: list[Tensor] = []
     while state.step < spec.steps:
-        tokens = torch.from_numpy(batches.batch(state.step)).to(learner.device, non_blocking=True)
-        loss, norm = learner.update(state.step, tokens)
+        loss, norm = learner.update(state.step, stream.batch(state.step))
         beat()
         losses.append(loss)
         state.step += 1

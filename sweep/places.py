@@ -1,0 +1,89 @@
+"""Where a sweep's workers run: the executor that the configuration names, and the hardware it stands for."""
+
+from __future__ import annotations
+
+import math
+
+from sweep.execute.executor import Executor
+from sweep.files import SweepFolder
+from sweep.hardware import Hardware, find_hardware
+from sweep.plan.schema import SweepConfig
+
+THREADS = 1
+"""Of each worker, everywhere: the order of a sum depends on it, and so the loss in its last digits."""
+
+
+def is_remote(config: SweepConfig) -> bool:
+    """Whether workers run on other machines, of which nothing can be measured from here."""
+    return config.executor.kind != "local"
+
+
+def hardware_for(config: SweepConfig) -> Hardware:
+    """What the runs get. Of other machines that is what is asked for, their memory being unknown (infinite).
+
+    Raises ValueError where this machine lacks what is asked of it, or the packages that reach the others.
+    """
+    executor = config.executor
+    if not is_remote(config):
+        return find_hardware(config.device, executor.slots, executor.per_device)
+    device = "cuda" if executor.gpus_per_run else "cpu"
+    if executor.kind == "slurm":
+        from sweep.execute.slurm import require_slurm
+
+        require_slurm()
+        slots, place = executor.slots, f"SLURM partition {executor.partition or 'by default'}"
+    else:
+        place = f"Ray at {executor.address}" if executor.address else "Ray on this machine"
+        slots = _ray(config).capacity
+    asked = f"{executor.gpus_per_run:g} GPU and {executor.cpus_per_run:g} CPU a run"
+    return Hardware(device, slots, math.inf, f"{place}, {asked}")
+
+
+def executor_for(config: SweepConfig, hardware: Hardware, folder: SweepFolder) -> Executor:
+    """The place that `executor=` names. Raises ValueError where it can't be reached or can't be as asked."""
+    executor = config.executor
+    if executor.kind == "ray":
+        return _ray(config)
+    if executor.kind == "slurm":
+        return _slurm(config, hardware, folder)
+    from sweep.execute.local import LocalExecutor
+
+    return LocalExecutor(hardware.device, hardware.slots, executor.per_device, THREADS)
+
+
+def _slurm(config: SweepConfig, hardware: Hardware, folder: SweepFolder) -> Executor:
+    from sweep.execute.slurm import SlurmExecutor, SlurmOptions
+
+    executor = config.executor
+    options = SlurmOptions(
+        gpus=executor.gpus_per_run,
+        cpus=executor.cpus_per_run,
+        minutes=executor.time,
+        checkpoint_minutes=executor.checkpoint_minutes,
+        partition=executor.partition,
+        account=executor.account,
+        memory_gb=executor.memory_gb,
+        extra=executor.extra,
+    )
+    return SlurmExecutor(
+        folder,
+        options,
+        slots=executor.slots,
+        device=hardware.device,
+        threads=THREADS,
+        poll_seconds=executor.poll_seconds,
+    )
+
+
+def _ray(config: SweepConfig) -> Executor:
+    from sweep.execute.ray import RayExecutor
+
+    executor = config.executor
+    return RayExecutor(
+        executor.address,
+        gpus=executor.gpus_per_run,
+        cpus=executor.cpus_per_run,
+        slots=executor.slots,
+        device="cuda" if executor.gpus_per_run else "cpu",
+        threads=THREADS,
+    )

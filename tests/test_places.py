@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweep.execute.local import LocalExecutor
+from sweep.files import SweepFolder
+from sweep.places import executor_for, hardware_for, is_remote
+from sweep.plan.schema import ConfigError, LocalExecutorConfig, RayExecutorConfig, SlurmExecutorConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = ("scale=cpu", "+grid=isoflop")
+
+
+@pytest.mark.parametrize(
+    "name, kind", [("local", LocalExecutorConfig), ("slurm", SlurmExecutorConfig), ("ray", RayExecutorConfig)]
+)
+def test_each_place_has_its_own_keys_and_all_have_the_runs_keys(compose, name, kind):
+    executor = compose(*CPU, f"executor={name}").executor
+    assert type(executor) is kind and executor.retries == 2 and executor.compile is False
+    assert compose("scale=gpu", "+grid=isoflop", f"executor={name}").executor.compile is True
+
+
+def test_a_gpu_is_asked_for_at_gpu_scale(compose):
+    for name in ("slurm", "ray"):
+        assert compose(*CPU, f"executor={name}").executor.gpus_per_run == 0
+        assert compose("scale=gpu", "+grid=isoflop", f"executor={name}").executor.gpus_per_run == 1
+    assert compose("scale=gpu", "+grid=isoflop", "executor=ray", "executor.gpus_per_run=0.25").executor.gpus_per_run == 0.25
+
+
+def test_further_options_of_sbatch_pass_through(compose):
+    extra = compose(*CPU, "executor=slurm", "+executor.extra={qos: high, exclusive: true}").executor.extra
+    assert extra == {"qos": "high", "exclusive": True}
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["executor=slurm", "+executor.per_device=2"], "executor.per_device"),
+        (["executor=local", "+executor.partition=x"], "executor.partition"),
+        (["executor=slurm", "executor.gpus_per_run=2"], "one GPU"),
+        (["executor=slurm", "executor.gpus_per_run=0.5"], "executor.gpus_per_run"),
+        (["executor=ray", "executor.gpus_per_run=1.5"], "one GPU"),
+        (["executor=ray", "executor.gpus_per_run=-1"], "executor.gpus_per_run"),
+        (["executor=ray", "executor.cpus_per_run=0"], "executor.cpus_per_run"),
+        (["executor=slurm", "device=cuda"], "device=cuda"),
+        (["executor=slurm", "device=cpu", "executor.gpus_per_run=1"], "device=cpu"),
+        (["executor=slurm", "executor.time=5"], "executor.checkpoint_minutes"),
+        (["executor=runs"], "executor: nothing chosen"),
+    ],
+)
+def test_what_a_place_cannot_do_is_refused(compose, overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        compose(*CPU, *overrides)
+
+
+def test_the_local_place_is_this_machine(compose, tmp_path):
+    config = compose(*CPU, "device=cpu", "executor.slots=2")
+    hardware = hardware_for(config)
+    assert not is_remote(config) and hardware.slots == 2 and hardware.memory > 0
+    executor = executor_for(config, hardware, SweepFolder(tmp_path))
+    assert isinstance(executor, LocalExecutor) and executor.capacity == 2
+
+
+@pytest.mark.parametrize("place, package", [("slurm", "submitit"), ("ray", "ray")])
+def test_a_missing_package_is_named_before_anything_starts(place, package, tmp_path):
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide" / f"{package}.py").write_text(f"raise ImportError('No module named {package}')")
+    done = subprocess.run(
+        [sys.executable, "-m", "sweep", *CPU, f"executor={place}", f"out={tmp_path}/out"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}/hide:{ROOT}"}, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2 and f"pip install 'scaling-sweep[{place}]'" in done.stderr, done.stderr
+    assert "Nothing was launched" in done.stderr and not (tmp_path / "out").exists()
