@@ -205,6 +205,11 @@ def test_the_command_completes_what_the_sweep_could_not(folder, fake_wandb):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "wandb: 3 runs were mirrored"
     assert len(calls()) == 3
+    for options, published in (([], 0), (["--again"], 3)):
+        command = [sys.executable, "-m", "sweep", "wandb", str(folder.path), *options]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        assert done.returncode == 0 and f"{published} runs were mirrored" in done.stdout, done.stderr
+    assert len(calls()) == 6
 
 
 def test_with_all_online_wandb_is_not_even_imported(folder, fake_wandb, server):

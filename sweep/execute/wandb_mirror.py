@@ -1,4 +1,4 @@
-"""Rebuild a sweep in wandb from its folder: `python -m sweep.execute.wandb_mirror outputs/<sweep>`.
+"""Rebuild a sweep in wandb from its folder: `sweep wandb outputs/<sweep>`.
 
 What is on disk is the truth; this shows it. One wandb run for each run that has ended and one for
 the report, with ids that follow from the sweep's name and the run, so that to publish again is to
@@ -43,10 +43,10 @@ CONFIG = {
     "C": "flops", "lr": "lr", "batch_tokens": "batch_tokens", "seq_len": "seq_len",
     "vocab_size": "vocab_size", "seed": "seed", "unique_tokens": "unique_tokens",
     "data_fingerprint": "data_fingerprint",
-    "parent": "parent",
+    "param": "param", "parent": "parent",
 }  # fmt: skip
 HISTORY_NAMES = {"loss": "train_loss"}
-TEXT = ("run_id", "group", "role", "status", "arch", "parent", "device", "data_fingerprint")
+TEXT = ("run_id", "group", "role", "status", "arch", "param", "parent", "device", "data_fingerprint")
 SUMMARY = (
     "status", "loss", "loss_se", "bits_per_byte", "tokens", "flops", "flops_6nd", "epochs",
     "wall_seconds", "tokens_per_second", "device",
@@ -278,9 +278,10 @@ def follow(mirroring: Mirroring, until_closed: TextIO) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when all is published; 1, after a line that says why, when it is not."""
-    parser = argparse.ArgumentParser(prog="python -m sweep.execute.wandb_mirror", description=__doc__)
+    parser = argparse.ArgumentParser(prog="sweep wandb", description=__doc__)
     parser.add_argument("folder", type=Path, help="outputs/<sweep>")
     parser.add_argument("--project", default="scaling-sweep", help="wandb project (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="publish what was published before, too")
     parser.add_argument("--follow", action="store_true", help="go on until standard input is closed")
     arguments = parser.parse_args(argv)
     folder = SweepFolder(arguments.folder)
@@ -293,6 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _wait_until_free(held.path)
         with held:
+            if arguments.again:
+                (folder.wandb / "mirrored.jsonl").unlink(missing_ok=True)
             mirroring = Mirroring(folder, arguments.project, say)
             if arguments.follow:
                 os.nice(NICENESS)
