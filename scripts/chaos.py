@@ -218,7 +218,7 @@ def storm(sweep: Sweep, wanted: int) -> tuple[set[str], int]:
     again after they were finished, and how many commands were given."""
     finished: dict[str, int] = {}
     again: set[str] = set()
-    commands = 0
+    commands = before = 0
     while True:
         if sweep.coordinator is None or sweep.coordinator.poll() is not None:
             if sweep.coordinator is not None and sweep.coordinator.returncode == 0:
@@ -232,12 +232,15 @@ def storm(sweep: Sweep, wanted: int) -> tuple[set[str], int]:
                 stamp = path.stat().st_mtime_ns
                 if finished.setdefault(run.path.name, stamp) != stamp:
                     again.add(run.path.name)
-        if len(sweep.struck) < wanted:
+        moved = max((path.stat().st_mtime_ns for path in sweep.files("metrics.jsonl")), default=0)
+        if len(sweep.struck) < wanted and moved > before:  # each fault meets a sweep that moves again
             name = sweep.draw.choice(list(FAULTS))
             try:
                 sweep.struck.append((name, FAULTS[name](sweep)))
             except (LookupError, ProcessLookupError, FileNotFoundError):  # nobody is there to strike
                 continue
+            before = moved
+            print(f"  {name} {sweep.struck[-1][1] or ''}", flush=True)
 
 
 def rows(folder: SweepFolder) -> dict[str, dict[str, str]]:

@@ -160,9 +160,11 @@ def test_a_clock_that_jumps_by_days_changes_nothing(folder, monkeypatch):
 
 
 def test_nothing_reads_a_clock_that_somebody_may_set():
-    """time.time and datetime.now in what trains, executes and plans; strftime, for people, is let."""
+    """time.time and datetime.now in what trains, executes and plans; strftime, for people, is let, and `sweep
+    status`, which shows and decides nothing."""
     found = []
-    for path in [*ROOT.glob("sweep/**/*.py"), *ROOT.glob("models/*.py")]:
+    shown = ROOT / "sweep/execute/status.py"
+    for path in {*ROOT.glob("sweep/**/*.py"), *ROOT.glob("models/*.py")} - {shown}:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 if f"{node.value.id}.{node.attr}" in ("time.time", "datetime.now", "datetime.utcnow"):
