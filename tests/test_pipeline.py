@@ -160,7 +160,7 @@ def test_branches_are_the_runs_that_were_never_branched(corpus, undisturbed, tmp
     reference, cache, _ = undisturbed
     out = tmp_path / "independent"
     unbranched = [
-        "schedule=independent", "schedule.warmup_fraction=0.02", "optim.follows=size", "grid.target.flops=null",
+        "schedule=independent", "schedule.warmup_fraction=0.03", "optim.follows=size", "grid.target.flops=null",
     ]  # fmt: skip
     assert sweep(corpus, cache, out, *unbranched).returncode == 0
     branched = [row | {"parent": ""} for row in rows(reference) if row["role"] == "fit"]
