@@ -112,8 +112,8 @@ class SweepProcess:
         return found
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 180) -> None:
-    """Raises Failed where `condition` does not come true in time."""
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
+    """Raises Failed where `condition` does not come true: a deadline for a hang, not a measure of speed."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
