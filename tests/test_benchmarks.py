@@ -71,6 +71,6 @@ def test_gpu_shapes_have_the_sizes_that_the_table_names():
 def test_without_a_gpu_the_benchmark_says_so():
     done = subprocess.run(
         [sys.executable, "scripts/benchmark_gpu.py"], cwd=ROOT, env={"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and "no CUDA device here" in done.stderr
