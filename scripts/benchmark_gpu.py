@@ -64,6 +64,12 @@ def throughput(spec: RunSpec, micro: int, mode: str, seconds: float, ready=None)
     return steps * spec.batch_tokens / (time.perf_counter() - started), peak_bytes("cuda")
 
 
+def alone_in_a_process(spec: RunSpec, micro: int, seconds: float) -> tuple[float, int]:
+    """`throughput` in a process of its own: its peak is its own, and its memory is free afterwards."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(throughput, (spec, micro, "default", seconds))
+
+
 def packed(count: int, spec: RunSpec, mode: str, seconds: float) -> float:
     """Tokens a second of `count` processes on the card together."""
     context = multiprocessing.get_context("spawn")
@@ -95,7 +101,7 @@ def main() -> None:
     print(f"{name}; torch {torch.__version__}, CUDA {torch.version.cuda}")
     large, small = spec_of(LARGE, arguments.batch), spec_of(SMALL, 16_384)
     print(f"{'N total':>12} {'mode':>16} {'runs':>5} {'tokens/s':>12} {'of peak':>8} {'memory':>10}")
-    speed, memory = throughput(large, arguments.micro, "default", arguments.seconds)
+    speed, memory = alone_in_a_process(large, arguments.micro, arguments.seconds)
     share = f"{speed * count_flops(LARGE).attention_and_head / peak:8.0%}" if peak else f"{'?':>8}"
     print(f"{count_parameters(LARGE).total:12,} {'default':>16} {1:5} {speed:12,.0f} {share} {memory / 2**30:8.2f}Gi")
     alone = None
@@ -113,13 +119,11 @@ def predict_memory(micro: int) -> float:
     """What the planner says of the large model from models of half and one and a half times its width."""
     timings = []
     for width in (384, 1152):
-        shape = DecoderShape(12, width, width // 64, 8 * width // 3 // 64 * 64, 50_304, 1024)
+        shape = DecoderShape(12, width, width // 64, 8 * width // 3 // 64 * 64, 50_304, 1024, tied=True)
         spec = spec_of(shape, micro * shape.seq_len)
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.empty_cache()
-        speed, peak = throughput(spec, micro, "default", 2.0)
+        speed, peak = alone_in_a_process(spec, micro, 2.0)
         per_token = count_flops(shape).exact
-        timings.append(Timing(per_token, spec.batch_tokens, spec.batch_tokens / speed, 0.0, peak))
+        timings.append(Timing(per_token, spec.batch_tokens, spec.batch_tokens / speed, 1 / speed, peak))
     measured = Measurement(0.0, "cuda", tuple(timings))
     return run_cost(PlannedRun(spec_of(LARGE, micro * LARGE.seq_len), ""), measured, 0).peak_bytes
 

@@ -31,6 +31,7 @@ from models.config import DecoderShape
 from models.count import count_parameters, training_flops_per_token
 from sweep.__main__ import CONF
 from sweep.hardware import usable_cores
+from sweep.plan import rules
 from sweep.plan.grids import cells, family
 from sweep.plan.plan import Corpus, batch_sequences, plan
 from sweep.plan.schema import to_config
@@ -182,8 +183,11 @@ def main() -> None:
 
 
 def spec_of(config, like: RunSpec, shape: DecoderShape) -> RunSpec:
-    followed = config.optim.tokens_per_param * count_parameters(shape).non_embedding
-    return replace(like, shape=shape, batch_sequences=batch_sequences(config, followed), data=DataSpec("f00d", 256))
+    """A run of this shape, on as many tokens as the rule takes a run of its size to have."""
+    params = count_parameters(shape).non_embedding
+    recipe = rules.recipe(config.optim, params, config.optim.tokens_per_param * params)
+    batch = batch_sequences(recipe, shape.seq_len)
+    return replace(like, shape=shape, batch_sequences=batch, data=DataSpec("f00d", 256))
 
 
 def line(spec: RunSpec, best: dict[str, float]) -> str:
