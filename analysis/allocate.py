@@ -112,6 +112,8 @@ def envelope(runs: Runs) -> Envelope:
 
 
 def _on_envelope(flops: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    if not len(flops):
+        return np.empty(0, dtype=np.int64)
     order = np.lexsort((loss, flops))
     lowest = np.minimum.accumulate(loss[order])
     falling = order[np.append(True, lowest[1:] < lowest[:-1])]

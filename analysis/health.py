@@ -42,6 +42,9 @@ OFF_OPTIMUM = 0.75
 """Octaves from the optimal rate. Assumption: of rates an octave apart one at least lies within it, and it
 costs about half of what a whole octave does, as the loss is a parabola."""
 
+LEAST_COST = 0.005
+"""Of the loss: a run that a rate off the optimum costs less than this is as good as any. Assumption."""
+
 SPIKE, SPIKE_WINDOW = 7.0, 20
 """Standard deviations above the mean of the lines of metrics before it. OLMo 2 (arXiv 2501.00656)
 counts spikes so, over the last thousand steps; 20 lines are an assumption."""
@@ -80,6 +83,14 @@ class Course:
     rate: np.ndarray
     grad_norm: np.ndarray
 
+    def whole_lines(self) -> Course:
+        """Without lines that are means of far fewer updates than the others: the last one, often."""
+        if len(self.step) < 2:
+            return self
+        updates = np.diff(self.step, prepend=2 * self.step[0] - self.step[1])
+        whole = updates >= 0.5 * np.median(updates)
+        return Course(self.step[whole], self.loss[whole], self.rate[whole], self.grad_norm[whole])
+
 
 def examine(
     table: Table, folder: Path | None = None, only: Collection[str] | None = None
@@ -100,8 +111,10 @@ def examine(
         found += [*_few_steps(row), *_above_critical(row)]
         course = read_course(folder, row.run_id) if folder else None
         if course is not None:
-            found += [*_undercooled(course, row), *_thrown_back(course, row), *_spikes(course, row)]
-    found += _read_early(table, {finding.run_id for finding in found if finding.kind == "undercooled"})
+            whole = course.whole_lines()
+            found += [*_undercooled(course, row), *_thrown_back(whole, row), *_spikes(whole, row)]
+    if not only:
+        found += _read_early(table, {finding.run_id for finding in found if finding.kind == "undercooled"})
     found = [replace(f, excluded=False) for f in found] if only else _minority(found, len(rows))
     return tuple(sorted(found, key=lambda finding: KINDS.index(finding.kind)))
 
@@ -180,7 +193,8 @@ def critical_batch(loss: float) -> float:
 
 
 def _off_optimum(rows: Sequence[RunRow], study: RateStudy | None) -> Iterator[HealthFinding]:
-    """Where the optimum is not bracketed, the distance to the best rate is the least that it can be."""
+    """A run far from its shape's optimal rate, and worse for it. Left out of fits only where the optimum is
+    bracketed: elsewhere the best rate tried may just be the luckiest."""
     place = {row.run_id: row for row in rows}
     for curve in study.curves if study else ():
         optimum = curve.optimum.value if curve.optimum else math.log2(curve.best)
@@ -189,7 +203,8 @@ def _off_optimum(rows: Sequence[RunRow], study: RateStudy | None) -> Iterator[He
             if row is None or row.lr == curve.best:
                 continue
             off = math.log2(row.lr) - optimum
-            if abs(off) > OFF_OPTIMUM:
+            worse = math.log(row.loss / curve.loss.min())
+            if abs(off) > OFF_OPTIMUM and worse > max(LEAST_COST, 3 * (study.noise_pct or 0.0) / 100):
                 best = (
                     f"the optimum of its shape, {2**optimum:.3g}"
                     if curve.optimum
@@ -197,7 +212,7 @@ def _off_optimum(rows: Sequence[RunRow], study: RateStudy | None) -> Iterator[He
                 )
                 side = "above" if off > 0 else "below"
                 says = f"its rate {row.lr:.3g} is {abs(off):.2g} octaves {side} {best}"
-                yield _finding(row, "rate off the optimum", says, abs(off), OFF_OPTIMUM, "assumption", True)
+                yield _finding(row, "rate off the optimum", says, abs(off), OFF_OPTIMUM, "assumption", bool(curve.optimum))
 
 
 def _read_early(table: Table, known: Collection[str]) -> Iterator[HealthFinding]:
@@ -262,13 +277,14 @@ def _undercooled(course: Course, row: RunRow) -> Iterator[HealthFinding]:
     peak = max(course.rate.max(), row.lr or 0.0)
     at_peak = np.flatnonzero(course.rate >= peak * (1 - 1e-9))
     before = max(0.0, course.step[0] - np.median(np.diff(course.step, prepend=0.0)))
-    start = course.step[at_peak[-1]] if len(at_peak) else before
+    # a line tells the rate of the update before it
+    start = course.step[at_peak[-1]] - 1 if len(at_peak) else before
     share, end = 1 - start / course.step[-1], course.rate[-1] / peak
     if end > HIGHEST_END:
         says = f"its rate ended at {100 * end:.0f}% of the peak, over {100 * HIGHEST_END:.0f}%"
         source = "Hoffmann et al. 2022 (arXiv 2203.15556), appendix B, doubled"
         yield _finding(row, "undercooled", says, end, HIGHEST_END, source, True)
-    elif share < FEWEST_DECAY * (1 - 1e-9):
+    elif share + 0.5 / course.step[-1] < FEWEST_DECAY * (1 - 1e-9):  # decays are whole steps
         says = f"its rate came down over {100 * share:.1f}% of the steps, under {100 * FEWEST_DECAY:.0f}%"
         source = "Hägele et al. 2024 (arXiv 2405.18392), section 4"
         yield _finding(row, "undercooled", says, share, FEWEST_DECAY, source, True)

@@ -49,9 +49,11 @@ def study_rates(rows: Sequence[RunRow]) -> RateStudy | None:
     grids = rate_grids(rows)
     if not grids:
         return None
-    sd, told = noise(grids)
+    sd, freedom, told = noise(grids)
     generator = np.random.default_rng(SEED)
-    found = [_curve(cells, sd, generator) for cells in grids]
+    # how badly the noise itself is known is one draw for all curves (Student's t)
+    scale = np.sqrt(freedom / generator.chisquare(freedom, DRAWS)) if freedom else np.ones(DRAWS)
+    found = [_curve(cells, None if sd is None else sd * scale, generator) for cells in grids]
     found.sort(key=lambda pair: (pair[0].param, pair[0].tokens, pair[0].width or 0.0, pair[0].params))
     return RateStudy(
         curves=tuple(curve for curve, _ in found),
@@ -106,8 +108,9 @@ def _is_measured(row: RunRow) -> bool:
 # --- noise ----------------------------------------------------------------------------------------
 
 
-def noise(grids: Sequence[Cells]) -> tuple[float | None, str]:
-    """The standard deviation of one run's log loss by chance, and what it was read from.
+def noise(grids: Sequence[Cells]) -> tuple[float | None, int, str]:
+    """The standard deviation of one run's log loss by chance, its degrees of freedom, and what it was read
+    from.
 
     Seeds where any cell has several; else what a cubic through each curve leaves near its minimum, all
     curves together; else None.
@@ -116,7 +119,7 @@ def noise(grids: Sequence[Cells]) -> tuple[float | None, str]:
     freedom = sum(len(losses) - 1 for losses in cells)
     if freedom:
         squares = sum(float(np.sum((losses - losses.mean()) ** 2)) for losses in cells)
-        return math.sqrt(squares / freedom), f"seeds of one rate, {freedom} degrees of freedom"
+        return math.sqrt(squares / freedom), freedom, f"seeds of one rate, {freedom} degrees of freedom"
     squares, freedom = 0.0, 0
     for grid in grids:
         x, y = _points(_finished(grid))
@@ -126,9 +129,9 @@ def noise(grids: Sequence[Cells]) -> tuple[float | None, str]:
             squares += float(np.sum((fitted(x[near]) - y[near]) ** 2))
             freedom += int(near.sum()) - 4
     if not freedom:
-        return None, "neither seeds nor five rates near an optimum: no interval"
+        return None, 0, "neither seeds nor five rates near an optimum: no interval"
     told = f"what a cubic leaves of each curve within {WINDOW:g} octaves of its best rate"
-    return math.sqrt(squares / freedom), f"{told}, {freedom} degrees of freedom"
+    return math.sqrt(squares / freedom), freedom, f"{told}, {freedom} degrees of freedom"
 
 
 def _points(losses: dict[float, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +142,11 @@ def _points(losses: dict[float, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 # --- one curve ------------------------------------------------------------------------------------
 
 
-def _curve(cells: Cells, sd: float | None, generator: np.random.Generator) -> tuple[RateCurve, np.ndarray]:
+def _curve(
+    cells: Cells, sd: np.ndarray | None, generator: np.random.Generator
+) -> tuple[RateCurve, np.ndarray]:
     """The curve, and its optimum (log2 of the rate) in the draws of the noise; float64[draw], infinite
-    where a draw has none."""
+    where a draw has none. sd: of one run's log loss, in each draw; float64[draw]."""
     losses = _finished(cells)
     x, y = _points(losses)
     seeds = np.array([len(values) for values in losses.values()])
@@ -161,7 +166,8 @@ def _curve(cells: Cells, sd: float | None, generator: np.random.Generator) -> tu
         penalty = 100 * math.expm1(c2)
         lo = hi = se = math.nan
         if sd is not None:
-            shaken = y[near] + sd / np.sqrt(seeds[near]) * generator.standard_normal((DRAWS, len(shifted)))
+            normal = generator.standard_normal((DRAWS, len(shifted)))
+            shaken = y[near] + sd[:, None] / np.sqrt(seeds[near]) * normal
             draws = x[best] + _vertex(*(shaken @ solve.T).T[1:])
             lo, hi, se = _spread(draws)
         optimum = Estimate(vertex, lo, hi, se)

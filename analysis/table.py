@@ -349,6 +349,14 @@ class _Reader:
             raise self.error(i, meaning, "a finite number above 0")
         return value
 
+    def if_any(self, i: int, meaning: str) -> float | None:
+        """For what no fit needs: None where it is no finite number above 0."""
+        try:
+            value = float(self.text(i, meaning))
+        except ValueError:
+            return None
+        return value if math.isfinite(value) and value > 0 else None
+
     def error(self, i: int, meaning: str, wanted: str) -> TableError:
         return TableError(
             f"{self.path}, row {i + 1} of {len(self.records)} ({self.ids[i]}), column "
@@ -379,11 +387,11 @@ class _Reader:
             loss_se=None if holdout else self.number(i, "loss_se"),
             lr=self.number(i, "lr"),
             wall_seconds=self.number(i, "wall_seconds"),
-            batch_tokens=self.positive(i, "batch_tokens"),
-            n_layer=self.number(i, "n_layer"),
-            d_model=self.number(i, "d_model"),
+            batch_tokens=self.if_any(i, "batch_tokens"),
+            n_layer=self.if_any(i, "n_layer"),
+            d_model=self.if_any(i, "d_model"),
             param=self.text(i, "param"),
-            bits_per_byte=None if holdout else self.number(i, "bits_per_byte"),
+            bits_per_byte=None if holdout else self.if_any(i, "bits_per_byte"),
         )
 
     def exclusion(self, i: int, row: RunRow, rules: Rules) -> str:

@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None, orphaned: Callable[[], bool] | None = No
     folder = RunFolder(Path(arguments[0]))
     request = read_json(folder.spec)
     stop = StopRequest(orphaned)
-    lock = open(folder.lock, "w")
+    # not truncated: it names the holder until the lock is taken
+    lock = os.fdopen(os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644), "r+")
     if not _lock(lock, folder, stop):
         return EX_TEMPFAIL
     return _run(folder, request, stop)

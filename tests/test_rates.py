@@ -104,9 +104,9 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
 
 
 def test_noise_is_read_from_seeds_or_from_what_cubics_leave_or_not_at_all():
-    sd, told = noise(rate_grids(grid(noise=0.004, seeds=8)))
+    sd, _, told = noise(rate_grids(grid(noise=0.004, seeds=8)))
     assert sd == pytest.approx(0.004, rel=0.15) and told.startswith("seeds of one rate, 140 degrees")
-    sd, told = noise(rate_grids(grid(noise=0.004, widths=range(8, 400, 8))))
+    sd, _, told = noise(rate_grids(grid(noise=0.004, widths=range(8, 400, 8))))
     assert sd == pytest.approx(0.004, rel=0.25) and "cubic" in told
     study = study_rates(grid(noise=0.004, octaves=(-1, 0, 1)))
     assert study.noise_pct is None and math.isnan(study.curves[0].optimum.se)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 from execution_helpers import alive, wait_for
@@ -115,13 +117,20 @@ def test_when_the_process_that_started_it_dies_it_checkpoints_and_ends(requested
 
 
 def test_one_run_has_one_worker_and_a_waiting_one_can_be_stopped(requested, start):
-    requested.lock.write_text("until a worker opens it")
+    requested.lock.write_text("its holder")
+
+    def opened_by(pid):
+        return requested.lock.resolve() in {
+            Path(os.path.realpath(link)) for link in Path(f"/proc/{pid}/fd").glob("*")
+        }
+
     with open(requested.lock) as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         worker = start()
-        wait_for(lambda: requested.lock.read_text() == "", 60)
+        wait_for(lambda: opened_by(worker.pid), 60)
         time.sleep(0.3)
         assert worker.poll() is None and not requested.metrics.exists()
+        assert requested.lock.read_text() == "its holder"
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(60) == EX_TEMPFAIL
     assert not requested.result.exists()

@@ -194,11 +194,12 @@ class _Execution:
 
     def _submit(self) -> None:
         while self.queue and len(self.active) < self.executor.capacity:
+            deaths = self.deaths.total()
             planned = self.queue.pop()
             lock = self.folder.run(planned.run_id).lock
             if self._adopt(planned):
-                continue
-            if is_held(lock):
+                pass
+            elif is_held(lock):
                 self.held[planned.run_id] = planned
                 self.progress.note(
                     f"{planned.run_id} is still held by a worker of an earlier command ({holder(lock)}); "
@@ -206,6 +207,8 @@ class _Execution:
                 )
             else:
                 self._start(planned)
+            if self.deaths.total() > deaths:
+                return  # a place that refused one run may refuse them all: the next poll tries again
 
     def _adopt(self, planned: PlannedRun) -> bool:
         """Whether a job of an earlier coordinator has this run, and is now ours; or cannot be told of."""

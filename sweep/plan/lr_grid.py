@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from models.config import DecoderShape
 from sweep.plan.grids import Cell, Extension, family, seeds
+from sweep.plan.rules import UNUSED, recipe
 from sweep.plan.schema import ConfigError, SweepConfig, with_values
 
 Steps = Mapping[int, Sequence[float]]
@@ -22,9 +23,15 @@ Steps = Mapping[int, Sequence[float]]
 def lr_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
     """Width by width, rates from the lowest to the highest.
 
-    Raises ConfigError for a width that the family of shapes has no member of.
+    Raises ConfigError for a width that the family of shapes has no member of, and for a rule that leaves
+    no rate to vary.
     """
     grid = config.grid
+    if "optim.lr" in UNUSED[config.optim.rule]:
+        raise ConfigError(
+            f"optim.rule={config.optim.rule} sets its own rate, so grid=lr has none to vary; say power, sqrt or "
+            "constant. Nothing was launched."
+        )
     for param in grid.param:
         for width in grid.widths:
             shape = _shape(config, vocab_size, width)
@@ -92,8 +99,7 @@ def _step_of(config: SweepConfig, cell: Cell) -> int:
 
 def _rate(config: SweepConfig, cell: Cell, step: int) -> float:
     """The peak rate of a cell's run, `step` steps from the recipe's own."""
-    optim = config.optim
-    own = optim.lr * (cell.tokens / optim.lr_at_tokens) ** optim.lr_exponent
+    own = recipe(config.optim, cell.params, cell.tokens).lr
     return own * 2.0 ** (config.grid.octaves * step)
 
 

@@ -83,17 +83,6 @@ class Queue:
             self._push(child, self._rank[child])
         return [self._runs[child] for child in released]
 
-    def give_up(self, run_id: str) -> list[PlannedRun]:
-        """This run came to nothing: every run that waits for it, or for one of those, leaves the queue."""
-        self._open.discard(run_id)
-        lost, unseen = [], [run_id]
-        while unseen:
-            below = self._held.pop(unseen.pop(), [])
-            lost += below
-            unseen += below
-        self._open.difference_update(lost)
-        return [self._runs[child] for child in lost]
-
     def _push(self, run_id: str, rank: float) -> None:
         heapq.heappush(self._ready, (-rank, self._turn, run_id))
         self._turn += 1

@@ -127,7 +127,13 @@ def save_final_weights(folder: RunFolder, model: nn.Module) -> None:
     folder.checkpoint.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
     temporary = folder.checkpoint / "model.safetensors.tmp"
-    save_file(tensors, temporary)
+    try:
+        save_file(tensors, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, folder.weights)
 
 

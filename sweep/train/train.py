@@ -132,9 +132,11 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     data = Path(execution.data_folder)
     batches = TokenBatches(data, spec.shape.seq_len, spec.batch_sequences, spec.seed)
     blocks, block_bytes = heldout_blocks(data, spec.shape.seq_len, spec.data.eval_tokens)
-    measure = partial(
-        evaluate, learner.forward, blocks, block_bytes, execution.micro_batch_sequences, learner.autocast
-    )
+
+    def measure() -> Evaluation:
+        sequences = learner.micro_batch.sequences  # fewer than asked for, once memory has run out
+        return evaluate(learner.forward, blocks, block_bytes, sequences, learner.autocast)
+
     save = partial(save_checkpoint, folder, spec.run_id, model=learner.model, optimizer=learner.optimizer)
     state = first_state(spec, execution, folder, learner)
     metrics = MetricsLog(folder.metrics, spec, resume_after=state.step)
