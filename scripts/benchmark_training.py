@@ -145,6 +145,10 @@ class Workers:
                 assert all(pipe.recv() == "ready" for pipe in self.pipes)
         return sum(pipe.recv() for pipe in self.pipes)
 
+    def end(self) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,6 +176,8 @@ def main() -> None:
         best = {side: max(statistics.median(v) for (s, _), v in found.items() if s == side) for side, _ in sides}
         rates[spec.shape, spec.batch_sequences] = best
         print(line(spec, best), flush=True)
+    packed.end()
+    whole.end()
     if has_llama:
         ours, theirs = (
             sum(run.steps / rates[run.shape, run.batch_sequences][side] for run in runs) for side in ("ours", "llama")
