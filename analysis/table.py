@@ -432,11 +432,6 @@ class _Reader:
             notes.append("The table gives no FLOPs: they are taken as 6·N·D.")
         if "tokens" not in self.found:
             notes.append("The table gives no tokens: they are taken as C/(6·N).")
-        trunks = sum(self.text(i, "role").lower() == "trunk" for i in range(len(self.records)))
-        if trunks:
-            notes.append(
-                f"{trunks} rows are trunks that other runs branch off: their rate never came down, so they are in no fit."
-            )
         return tuple(notes)
 
 
