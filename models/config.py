@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PARAMETRISATIONS = ("mup", "completep", "sp")
+"""How initialisation and rates transfer between shapes: models/transfer.py."""
+
 GATED = ("swiglu", "geglu")
 ACTIVATIONS = (*GATED, "relu2", "gelu")
 

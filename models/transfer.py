@@ -33,10 +33,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from models.config import DecoderShape
+from models.config import PARAMETRISATIONS, DecoderShape
 from models.decoder import Decoder
 
-PARAMETRISATIONS = ("mup", "completep", "sp")
 SP_STD = 0.02  # GPT-2 (Radford et al. 2019), its published code
 
 

@@ -289,7 +289,7 @@ UNMEASURED = (
     "seconds and memory are not known, since the runs go to machines that were not measured: "
     "max_hours and the memory of a run are not checked"
 )
-CHECKPOINTED = 3 / 4  # of BYTES_PER_PARAMETER: gradients are not kept
+KEPT_OF_A_TRUNK = 3 / 4  # of BYTES_PER_PARAMETER: gradients are not kept
 
 
 def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
@@ -322,7 +322,7 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
     )
     if trunks:
         own, whole = own_flops(sweep.runs), whole_flops(sweep.runs)
-        kept = sum(least_bytes(run.spec) * CHECKPOINTED for run in sweep.planned.trunks)
+        kept = sum(least_bytes(run.spec) * KEPT_OF_A_TRUNK for run in sweep.planned.trunks)
         out.print(
             f"branching off trunks: {own:.2e} FLOPs instead of {whole:.2e} for independent runs ({own / whole:.0%}); "
             f"the trunks' checkpoints take {memory(kept)} of disk"

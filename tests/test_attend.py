@@ -8,7 +8,8 @@ import sys
 import pytest
 from execution_helpers import wait_for
 
-from sweep.execute.attend import SOURCE_ROOT, read_ended, this_job, worker_environment
+from sweep.execute.attend import read_ended, this_job, worker_environment
+from sweep.execute.environment import SOURCE_ROOT
 from sweep.execute.executor import CHECKPOINTED
 from sweep.execute.metrics import last_step
 from sweep.files import SweepFolder, write_json

@@ -178,7 +178,6 @@ def test_critical_batch_is_kaplans_and_its_tokens_are_converted(tmp_path):
 
 
 def test_holdouts_are_looked_at_only_once_they_are_predicted(tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.rollout.roll.__kwdefaults__", {"resamples": 20})
     monkeypatch.setitem(model.__kwdefaults__, "resamples", 60)
     spot = target()
     holdout = holdout_row(spot, float(true_loss(spot.params, spot.tokens)))

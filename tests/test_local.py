@@ -10,7 +10,8 @@ from execution_helpers import FAKE_WORKER, alive, planned_run, wait_for
 from sweep.execute import local as module
 from sweep.execute.executor import CHECKPOINTED, Ended, SubmitError
 from sweep import hardware
-from sweep.execute.local import SOURCE_ROOT, LocalExecutor, parse_gpu_listing, slot_environments
+from sweep.execute.environment import SOURCE_ROOT
+from sweep.execute.local import LocalExecutor, parse_gpu_listing, slot_environments
 from sweep.hardware import usable_cores
 from sweep.execute.local import visible_gpus
 from sweep.execute.metrics import last_step

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from sweep.execute.environment import common_environment
 from sweep.files import RunFolder, read_json, write_json
 
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
 LOOK_SECONDS = 0.2  # assumption: how late an end may be noticed; an update takes as long
 
 
@@ -21,12 +21,7 @@ def worker_environment(device: str, threads: int) -> dict[str, str]:
     order of a sum depends on them, and on the CPU no GPU. Raises ValueError for an unknown device."""
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device {device!r} is none of cpu, cuda. Nothing was launched.")
-    environment = {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(SOURCE_ROOT), os.environ.get("PYTHONPATH")))),
-    }
-    return environment | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+    return common_environment(threads) | ({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
 
 
 def start_worker(run: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -7,15 +7,12 @@ import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from sweep.execute.environment import common_environment
 from sweep.execute.executor import Ended, SubmitError
 from sweep.execute.forking import ForkedJob, fork_worker
 from sweep.files import RunFolder
 from sweep.hardware import usable_cores
-
-SOURCE_ROOT = Path(__file__).resolve().parents[2]
-
 
 class LocalExecutor:
     """Runs workers, with as many at a time as there are slots.
@@ -49,11 +46,7 @@ class LocalExecutor:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}. Nothing was launched.")
         self._worker_command = worker_command
-        self._environment = {
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(SOURCE_ROOT), os.environ.get("PYTHONPATH")))),
-        }
+        self._environment = common_environment(threads)
         self._slots = slot_environments(device, slots, per_device, threads)
         self._taken: dict[int, LocalJob | ForkedJob] = {}
 

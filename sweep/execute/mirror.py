@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
-from sweep.execute.local import SOURCE_ROOT
+from sweep.execute.environment import SOURCE_ROOT
 from sweep.files import SweepFolder
 
 LOGGERS = ("auto", "wandb", "none")

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweep.execute.attend import SOURCE_ROOT, attend_job, read_ended, worker_environment
+from sweep.execute.attend import attend_job, read_ended, worker_environment
+from sweep.execute.environment import SOURCE_ROOT
 from sweep.execute.executor import Ended, SubmitError
 from sweep.execute.squeue import Queue, QueueError
 from sweep.files import RunFolder, SweepFolder, read_json, write_json

@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
         out.print(_table(shown))
     counts = Counter(status.state for status in statuses)
     total = sum(own_flops([status.planned]) for status in statuses)
-    done = 1.0 - sum(status.flops_left for status in statuses) / total
+    done = 1.0 - sum(status.flops_left for status in statuses) / total if total else 1.0
     left = seconds_left(statuses)
     out.print(
         f"{folder.path.name}: {', '.join(f'{count} {state}' for state, count in counts.most_common())}; "

@@ -50,11 +50,11 @@ class Queue:
         self._rank = rank
         self._ready: list[tuple[float, int, str]] = []
         self._held: dict[str, list[str]] = {}
-        self._open = set(waiting)
+        unsettled = set(waiting)
         self._turn = 0
         for run_id in waiting:
             parent = parent_id(self._runs[run_id])
-            if parent in self._open:
+            if parent in unsettled:
                 self._held.setdefault(parent, []).append(run_id)
             else:
                 self._push(run_id, self._rank[run_id])
@@ -62,10 +62,6 @@ class Queue:
     def __len__(self) -> int:
         """Runs that are ready."""
         return len(self._ready)
-
-    @property
-    def held(self) -> int:
-        return sum(len(children) for children in self._held.values())
 
     def pop(self) -> PlannedRun:
         """Raises IndexError where none is ready."""
@@ -75,13 +71,10 @@ class Queue:
         """It has started before, and goes on before any other."""
         self._push(planned.run_id, float("inf"))
 
-    def settle(self, run_id: str) -> list[PlannedRun]:
-        """This run has come to its end: those that were held for it are ready, and returned."""
-        self._open.discard(run_id)
-        released = self._held.pop(run_id, [])
-        for child in released:
+    def settle(self, run_id: str) -> None:
+        """This run has come to its end: those that were held for it are ready."""
+        for child in self._held.pop(run_id, []):
             self._push(child, self._rank[child])
-        return [self._runs[child] for child in released]
 
     def _push(self, run_id: str, rank: float) -> None:
         heapq.heappush(self._ready, (-rank, self._turn, run_id))

@@ -14,6 +14,7 @@ from typing import Any, Optional, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from models.config import PARAMETRISATIONS
 from sweep.plan.spec import digest
 
 
@@ -364,7 +365,6 @@ def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> typ
 
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-PARAMETRISATIONS = ("mup", "completep", "sp")
 CHOICES = {
     "model.activation": ("swiglu", "geglu", "relu2", "gelu"),
     "param": PARAMETRISATIONS,
@@ -439,6 +439,8 @@ def _inconsistent(config: SweepConfig) -> list[str]:
             "schedule.trunk: runs of one trunk share rate and batch, so optim.follows must be size; "
             "or choose schedule=independent"
         )
+    if config.executor.compile_mode != "default" and not config.executor.compile:
+        wrong.append("executor.compile_mode: means nothing without executor.compile=true")
     sequences, rest = divmod(config.data.eval_tokens, max(1, config.model.seq_len))
     if rest or sequences < 2:  # one sequence alone has no standard error
         whole = max(2, sequences) * config.model.seq_len
