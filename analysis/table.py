@@ -94,7 +94,7 @@ class Holdout:
 class Table:
     """What was read. `params_kind` and `flops_kind` say what N and C count; `columns` is what each
     meaning was read from; `notes` say what was derived. `digest` is the SHA-256 of (run_id, status,
-    loss) of all rows that are no holdout, sorted: what any fit of this table rests on. `health` is what
+    loss) of all rows to fit, sorted: what any fit of this table rests on. `health` is what
     `analysis.health` found wrong with finished runs."""
 
     path: Path

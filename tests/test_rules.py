@@ -7,7 +7,7 @@ import pytest
 from sweep.plan.grids import Cell, cells, family
 from sweep.plan.plan import Corpus, notes, plan
 from sweep.plan.rules import RANGES, RULES, UNUSED, outside, recipe
-from sweep.plan.schema import CHOICES, ConfigError
+from sweep.plan.checks import CHOICES, ConfigError
 
 VOCAB = 257
 PLENTY = Corpus("f00d", VOCAB, 10**15)

@@ -1,4 +1,4 @@
-"""The configuration as frozen dataclasses: every key, its type, its meaning and its checks.
+"""The configuration as frozen dataclasses: every key, its type and its meaning; checks.py says what can't be.
 
 The only file of the sweep that knows OmegaConf. `to_config` turns what Hydra composed into a
 SweepConfig; an unknown key, a value of the wrong type or an impossible one is refused with its path.
@@ -7,19 +7,14 @@ SweepConfig; an unknown key, a value of the wrong type or an impossible one is r
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Any, Optional, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from models.config import PARAMETRISATIONS
+from sweep.plan.checks import ConfigError, check, lookup
 from sweep.plan.spec import digest
-
-
-class ConfigError(ValueError):
-    """What the user asked for cannot be; the message says where, what was wanted and what to do."""
 
 
 @dataclass(frozen=True)
@@ -265,11 +260,6 @@ class LoggerConfig:
 EXECUTORS = {"local": LocalExecutorConfig, "slurm": SlurmExecutorConfig, "ray": RayExecutorConfig}
 GRIDS = {"isoflop": IsoflopGrid, "ladder": LadderGrid, "product": ProductGrid, "lr": LrGrid}
 DATA = {"stdlib": StdlibData, "text": TextData, "hf": HfData, "synthetic": SyntheticData}
-TOKENIZERS = {
-    "bytes": {"kind"},
-    "bpe": {"kind", "vocab_size"},
-    "file": {"kind", "path", "end_of_document"},
-}
 
 
 @dataclass(frozen=True)
@@ -362,155 +352,6 @@ def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> typ
     if kind not in variants:
         raise ConfigError(f"{group}.kind: {kind!r} is none of {', '.join(variants)}")
     return variants[kind]
-
-
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-CHOICES = {
-    "model.activation": ("swiglu", "geglu", "relu2", "gelu"),
-    "param": PARAMETRISATIONS,
-    "optim.kind": ("adamw", "muon"),
-    "optim.rule": ("power", "constant", "sqrt", "olmo", "porian", "steplaw"),
-    "optim.follows": ("run", "size"),
-    "tokenizer.kind": tuple(TOKENIZERS),
-    "schedule.kind": ("wsd", "cosine"),
-    "optim.precision": ("fp32", "bf16"),
-    "executor.compile_mode": COMPILE_MODES,
-    "logger.kind": ("auto", "wandb", "none"),
-}
-POSITIVE = (
-    "max_hours model.width_step model.ff_ratio model.seq_len data.eval_tokens data.max_epochs data.vocab_size "
-    "tokenizer.vocab_size optim.lr optim.base_width optim.base_depth optim.tokens_per_param optim.lr_at_tokens "
-    "optim.batch_tokens optim.batch_at_tokens optim.micro_batch_tokens optim.eps optim.weight_decay_timescale "
-    "optim.clip grid.budgets grid.sizes "
-    "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
-    "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "
-    "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every executor.hang_minutes "
-    "executor.cpus_per_run executor.memory_gb executor.time executor.checkpoint_minutes executor.poll_seconds"
-).split()
-NOT_NEGATIVE = "seed optim.weight_decay grid.extensions executor.retries executor.evaluations executor.gpus_per_run".split()
-FRACTIONS = (
-    "data.heldout_fraction schedule.warmup_fraction schedule.decay_fraction schedule.final optim.beta1 optim.beta2 "
-    "optim.momentum"
-).split()
-
-
-def check(config: SweepConfig) -> None:
-    """Raise ConfigError listing every value that can't be, by key."""
-    wrong = []
-    for key, choices in CHOICES.items():
-        if lookup(config, key) not in choices:
-            wrong.append(f"{key}: {lookup(config, key)!r} is none of {', '.join(choices)}")
-    for keys, holds, wanted in (
-        (POSITIVE, lambda x: 0 < x < float("inf"), "a positive number"),
-        (NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
-        (FRACTIONS, lambda x: 0 <= x < 1, "at least 0 and below 1"),
-    ):
-        for key in keys:
-            value = lookup(config, key)
-            for number in value if isinstance(value, list) else [value]:
-                if number is not None and not holds(number):
-                    wrong.append(f"{key}: {number} is not {wanted}")
-    wrong += _inconsistent(config)
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-
-
-def _inconsistent(config: SweepConfig) -> list[str]:
-    wrong = []
-    for key, value in dataclasses.asdict(config.tokenizer).items():
-        if value is not None and key not in TOKENIZERS.get(config.tokenizer.kind, {key}):
-            wrong.append(f"tokenizer.{key}: means nothing to tokenizer={config.tokenizer.kind}")
-    if config.data.kind == "synthetic" and config.tokenizer.kind != "bytes":
-        wrong.append("tokenizer: data=synthetic makes tokens, not text; leave tokenizer=bytes, which is not applied")
-    wrong += _inconsistent_optim(config.optim, config.param)
-    schedule = config.schedule
-    wsd_only = (schedule.decay_fraction, schedule.decay)
-    if schedule.kind == "wsd":
-        if None in wsd_only or schedule.decay not in ("linear", "sqrt"):
-            wrong.append("schedule: kind wsd wants decay_fraction and decay (linear or sqrt)")
-        elif schedule.warmup_fraction + schedule.decay_fraction > 1:
-            wrong.append("schedule: warmup_fraction and decay_fraction exceed the run")
-    elif wsd_only != (None, None):
-        wrong.append("schedule: decay_fraction and decay mean nothing to kind cosine")
-    if schedule.trunk and schedule.kind != "wsd":
-        wrong.append(f"schedule.trunk: kind {schedule.kind} decays from the start, so that runs have no trunk to share")
-    if schedule.trunk and config.optim.follows != "size":
-        wrong.append(
-            "schedule.trunk: runs of one trunk share rate and batch, so optim.follows must be size; "
-            "or choose schedule=independent"
-        )
-    if config.executor.compile_mode != "default" and not config.executor.compile:
-        wrong.append("executor.compile_mode: means nothing without executor.compile=true")
-    sequences, rest = divmod(config.data.eval_tokens, max(1, config.model.seq_len))
-    if rest or sequences < 2:  # one sequence alone has no standard error
-        whole = max(2, sequences) * config.model.seq_len
-        wrong.append(
-            f"data.eval_tokens: {config.data.eval_tokens} is not two or more whole sequences of model.seq_len="
-            f"{config.model.seq_len}; use {whole}, say"
-        )
-    wrong += _impossible_jobs(config)
-    if config.name is not None and (config.name in (".", "..") or re.search(r"[/\\\0]|^$", config.name)):
-        wrong.append(f"name: {config.name!r} is no folder's name; say where the sweep shall lie with out=")
-    for key in ("grid.budgets", "grid.sizes", "grid.widths", "grid.param"):
-        if lookup(config, key) == []:
-            wrong.append(f"{key}: an empty list; give one value or more")
-    if config.grid.kind == "isoflop" and not config.grid.size_ratio > 1:
-        wrong.append(f"grid.size_ratio: {config.grid.size_ratio} is not above 1")
-    if config.grid.kind == "lr":
-        if config.optim.follows == "size":
-            wrong.append(
-                "optim.follows: size gives each width its own batch and rate, and grid=lr holds them; say "
-                "schedule=independent optim.follows=run"
-            )
-        for key, values in (("grid.widths", config.grid.widths), ("grid.param", config.grid.param)):
-            if len(set(values)) < len(values):
-                wrong.append(f"{key}: {values} has one twice")
-        for param in set(config.grid.param) - set(PARAMETRISATIONS):
-            wrong.append(f"grid.param: {param!r} is none of {', '.join(PARAMETRISATIONS)}")
-        if config.grid.rates < 3:
-            wrong.append(f"grid.rates: {config.grid.rates} cannot bracket an optimum; give 3 or more")
-    if config.grid.kind == "ladder" and config.grid.target.flops and not config.grid.target.params:
-        wrong.append("grid.target.params: a ladder has one token count, so it cannot choose the target's size; give it")
-    return wrong
-
-
-def _impossible_jobs(config: SweepConfig) -> list[str]:
-    executor, wrong = config.executor, []
-    if executor.kind == "local":
-        return wrong
-    if executor.gpus_per_run > 1:
-        wrong.append(f"executor.gpus_per_run: {executor.gpus_per_run:g}; a run trains on one GPU, or a part of it")
-    if config.device == "cuda" and not executor.gpus_per_run:
-        wrong.append("executor.gpus_per_run: 0, and device=cuda; give 1, or say device=cpu")
-    if config.device == "cpu" and executor.gpus_per_run:
-        wrong.append(f"executor.gpus_per_run: {executor.gpus_per_run:g}, and device=cpu uses none; give 0")
-    if executor.kind == "slurm" and executor.time <= executor.checkpoint_minutes:
-        wrong.append(
-            f"executor.time: {executor.time} minutes, and runs are told to stop {executor.checkpoint_minutes} before "
-            "that (executor.checkpoint_minutes); give more time"
-        )
-    return wrong
-
-
-def _inconsistent_optim(optim: OptimConfig, param: str) -> list[str]:
-    wrong = []
-    if (optim.momentum is None) == (optim.kind == "muon"):
-        wrong.append("optim.momentum: wanted by optim=muon, and by it alone")
-    if None not in (optim.weight_decay, optim.weight_decay_timescale):
-        wrong.append("optim.weight_decay: give this or optim.weight_decay_timescale, not both; one of them null")
-    if optim.rule in ("olmo", "porian", "steplaw") and param != "sp":
-        wrong.append(
-            f"optim.rule: {optim.rule} states the rate at each run's own size, and param={param} would scale it with "
-            "the size once more; say param=sp with it"
-        )
-    return wrong
-
-
-def lookup(config: Any, key: str) -> Any:
-    """The value at a dotted key; None where this variant of a group has no such key."""
-    for part in key.split("."):
-        config = getattr(config, part, None)
-    return config
 
 
 SWEEPABLE = ("model", "optim", "schedule", "seed", "param")
