@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,12 +30,14 @@ HEADER_BYTES = len(hashlib.sha256().hexdigest()) + 1  # and a newline
 class TrainingState:
     """What a resumed run needs to go on as if it had never stopped. No generator state is in it:
     initialisation and batches are functions of the seed and the step, and nothing else draws.
-    `seconds` and `resumes` are the run's own; its trunk made the first `from_step` of `step` updates."""
+    `seconds` and `resumes` are the run's own; its trunk made the first `from_step` of `step` updates.
+    `window` holds the losses of the updates since the last log line, so that the next is what it would be."""
 
     step: int
     seconds: float
     resumes: int
     from_step: int = 0
+    window: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -49,6 +51,7 @@ def save_checkpoint(
         "seconds": state.seconds,
         "resumes": state.resumes,
         "from_step": state.from_step,
+        "window": state.window,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -82,7 +85,8 @@ def load_checkpoint(
     content = _load(folder, run_id, model, optimizer)
     if content is None:
         return None
-    return TrainingState(content["step"], content["seconds"], content["resumes"] + 1, content["from_step"])
+    window = content.get("window", [])  # a checkpoint from before there was one was made at a log line
+    return TrainingState(content["step"], content["seconds"], content["resumes"] + 1, content["from_step"], window)
 
 
 def load_trunk(

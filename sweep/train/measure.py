@@ -84,9 +84,7 @@ def measure(spec: RunSpec, execution: Execution) -> Timing:
     elapsed = time.perf_counter() - started
     blocks = tokens.repeat(-(-execution.micro_batch_sequences // len(tokens)), 1).numpy()
     started = time.perf_counter()
-    evaluate(
-        learner.forward, blocks, np.ones(len(blocks)), execution.micro_batch_sequences, learner.autocast
-    )
+    evaluate(learner.forward, blocks, np.ones(len(blocks)), learner.micro_batch, learner.autocast)
     evaluation = time.perf_counter() - started
     return Timing(
         flops_per_token=training_flops_per_token(spec.shape),

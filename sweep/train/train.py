@@ -38,10 +38,10 @@ divergence. Assumption: a run that gets there does not come back in time to be w
 class Execution:
     """How and where a run runs; nothing here changes its result beyond rounding.
 
-    micro_batch_sequences: sequences that go through the model at once; evaluations: how many times
-    the held-out loss is measured before the end; checkpoint_seconds: wall time between checkpoints;
-    parent: id of the trunk whose checkpoint the run goes on from, in the same sweep; compile_mode:
-    torch.compile's.
+    micro_batch_sequences: sequences that go through the model at once, after oom_halvings of earlier
+    processes that memory ran out for; evaluations: how many times the held-out loss is measured before
+    the end; checkpoint_seconds: wall time between checkpoints; parent: id of the trunk whose checkpoint
+    the run goes on from, in the same sweep; compile_mode: torch.compile's.
     """
 
     device: str
@@ -54,6 +54,7 @@ class Execution:
     compile: bool
     parent: str | None = None
     compile_mode: str = "default"
+    oom_halvings: int = 0
 
 
 class Stopped(Exception):
@@ -115,7 +116,8 @@ def build_learner(spec: RunSpec, execution: Execution) -> Learner:
         partial(torch.autocast, device.type, dtype=torch.bfloat16) if spec.precision == "bf16" else nullcontext
     )
     forward = torch.compile(model, mode=execution.compile_mode) if execution.compile else model
-    return Learner(spec, model, forward, optimizer, autocast, device, MicroBatch(execution.micro_batch_sequences))
+    micro_batch = MicroBatch(execution.micro_batch_sequences, execution.oom_halvings)
+    return Learner(spec, model, forward, optimizer, autocast, device, micro_batch)
 
 
 def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: Callable[[], bool]) -> RunResult:
@@ -134,8 +136,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     blocks, block_bytes = heldout_blocks(data, spec.shape.seq_len, spec.data.eval_tokens)
 
     def measure() -> Evaluation:
-        sequences = learner.micro_batch.sequences  # fewer than asked for, once memory has run out
-        return evaluate(learner.forward, blocks, block_bytes, sequences, learner.autocast)
+        return evaluate(learner.forward, blocks, block_bytes, learner.micro_batch, learner.autocast, beat)
 
     save = partial(save_checkpoint, folder, spec.run_id, model=learner.model, optimizer=learner.optimizer)
     state = first_state(spec, execution, folder, learner)
@@ -147,7 +148,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
 
     started = saved = time.monotonic()
     before = state.seconds
-    losses: list[Tensor] = []
+    losses = list(torch.tensor(state.window, device=learner.device))
     while state.step < spec.steps:
         loss, norm = learner.update(state.step, stream.batch(state.step))
         beat()
@@ -164,11 +165,14 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
             metrics.training(state, loss=mean, lr=rate, grad_norm=float(norm))
             if state.step in evaluate_at and state.step < spec.steps:
                 metrics.evaluation(state, measure())
-            if state.step < spec.steps and (should_stop() or time.monotonic() - saved > execution.checkpoint_seconds):
-                save(state=state)
-                saved = time.monotonic()
-                if should_stop():
-                    raise Stopped
+        stop = should_stop()
+        if state.step < spec.steps and (stop or time.monotonic() - saved > execution.checkpoint_seconds):
+            state.seconds = before + time.monotonic() - started
+            state.window = torch.stack(losses).tolist() if losses else []
+            save(state=state)
+            saved = time.monotonic()
+            if stop:
+                raise Stopped
     if spec.is_trunk:
         state.seconds = before + time.monotonic() - started
         save(state=state)
@@ -250,7 +254,7 @@ HEARTBEAT_SECONDS = 5.0  # assumption: far below the minutes after which a worke
 
 
 class Heartbeat:
-    """A file that is touched while updates are made, so that a slow run is told from one that hangs."""
+    """A file that is touched while updates and evaluations are made, so that a slow run is told from one that hangs."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._last = path, -math.inf
