@@ -12,6 +12,7 @@ GPU_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Device files of NVIDIA, of ROCm and of NVIDIA under WSL: without one of them there is no GPU, which
 is known without the seconds that importing torch takes."""
 CGROUP_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
+KERNEL_COUNTS = Path("/proc/vmstat")  # oom_kill is among them since Linux 4.13, and counts for all cgroups
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -65,6 +66,15 @@ def host_memory() -> int:
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return physical
+
+
+def oom_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory since it started; 0 where it does not say."""
+    try:
+        counts = dict(line.split() for line in KERNEL_COUNTS.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(counts.get("oom_kill", 0))
 
 
 def find_hardware(device: str, slots: int | None, per_device: int) -> Hardware:

@@ -8,6 +8,7 @@ import csv
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 from execution_helpers import FAKE_WORKER, acting, local, planned_run, starts, wait_for
 
-from sweep import provenance
+from sweep import hardware, provenance
 from sweep.execute import coordinator
 from sweep.execute.coordinator import execute
 from sweep.execute.lock import CoordinatorLock, is_held
@@ -27,6 +28,7 @@ from sweep.execute.progress import Progress
 from sweep.execute.pulse import FIRST_SIGN, Pulse
 from sweep.files import RunFolder, SweepFolder, read_json, write_json
 from sweep.plan.schema import ConfigError
+from sweep.train import out_of_memory
 from sweep.train.train import Execution, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,6 +149,54 @@ def test_a_training_run_touches_its_heartbeat(tiny_spec, corpus, tmp_path):
     assert folder.heartbeat.exists()
     beat = module.Heartbeat(tmp_path / "no such folder" / "heartbeat")
     beat()  # a folder that vanished is not its to report
+
+
+# memory that runs out
+
+
+@pytest.fixture
+def starved(folder, tmp_path, monkeypatch):
+    """starved(act, fits): the outcome and the last request of a run of 12 sequences on a machine whose kernel kills."""
+    counts = tmp_path / "vmstat"
+    counts.write_text("pgfault 17\noom_kill 3\n")
+    monkeypatch.setattr(hardware, "KERNEL_COUNTS", counts)
+
+    def starve(act, fits, **options):
+        execution = {"act": act, "seconds": 0, "fits": fits, "counts": str(counts), "micro_batch_sequences": 12}
+        planned = planned_run()
+        (outcome,) = execute(folder, [planned], local(), lambda _: execution, poll_seconds=0.01, **options)
+        return outcome, read_json(folder.run(planned.run_id).spec)["execution"]
+
+    return starve
+
+
+def test_a_worker_killed_for_want_of_memory_goes_on_with_half_the_micro_batch(starved):
+    progress = Notes()
+    outcome, asked = starved("outgrow_memory", fits=3, retries=0, progress=progress)
+    assert (outcome.status, outcome.attempts) == ("finished", 3)
+    assert (asked["micro_batch_sequences"], asked["oom_halvings"]) == (3, 2)
+    assert [note.split("memory ran out; ")[1] for note in progress.notes] == [
+        f"it goes on with {sequences} sequences at a time" for sequences in (6, 3)
+    ]
+
+
+def test_a_run_that_fits_in_no_memory_is_named_after_the_last_halving(starved):
+    outcome, asked = starved("outgrow_memory", fits=0, retries=1)
+    assert (outcome.status, outcome.attempts) == ("failed", 6)  # 12, 6, 3, 2, 1 and a retry of that
+    assert asked["micro_batch_sequences"] == 1 and "killed by SIGKILL, out of memory" in outcome.reason
+    assert coordinator.MOST_HALVINGS == out_of_memory.MOST_HALVINGS
+
+
+def test_a_worker_that_somebody_killed_keeps_its_micro_batch(starved):
+    outcome, asked = starved("die_once", fits=0)
+    assert (outcome.status, outcome.attempts) == ("finished", 2)
+    assert asked["micro_batch_sequences"] == 12 and "oom_halvings" not in asked
+
+
+def test_what_the_kernel_of_this_machine_counts_is_read():
+    if not hardware.KERNEL_COUNTS.exists():
+        pytest.skip(f"{hardware.KERNEL_COUNTS} is Linux's")
+    assert hardware.oom_kills() == int(re.search(r"^oom_kill (\d+)$", hardware.KERNEL_COUNTS.read_text(), re.M)[1])
 
 
 # a clock that jumps

@@ -9,10 +9,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from sweep.execute.environment import common_environment
-from sweep.execute.executor import Ended, SubmitError
+from sweep.execute.executor import Ended, SubmitError, process_ended
 from sweep.execute.forking import ForkedJob, fork_worker
 from sweep.files import RunFolder
-from sweep.hardware import usable_cores
+from sweep.hardware import oom_kills, usable_cores
+
 
 class LocalExecutor:
     """Runs workers, with as many at a time as there are slots.
@@ -93,7 +94,7 @@ class LocalJob:
     """One worker process, the leader of its own process group."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+        self._process, self._oom_kills = process, oom_kills()
 
     @property
     def pid(self) -> int:
@@ -101,7 +102,7 @@ class LocalJob:
 
     def poll(self) -> Ended | None:
         status = self._process.poll()
-        return None if status is None else Ended(status)
+        return None if status is None else process_ended(status, self._oom_kills)
 
     def cancel(self) -> None:
         self._process.send_signal(signal.SIGTERM)

@@ -100,10 +100,12 @@ class RayJob:
         if not done:
             return None
         try:
-            return Ended(self._ray.get(self._task))
+            return self._ray.get(self._task)
         except self._ray.exceptions.RayError as error:  # its process or its node died, or it was cancelled
             words = " ".join(str(error).split())
-            return Ended(None, f"{type(error).__name__}: {words[:300]}")
+            kind = type(error).__name__
+            # Ray's own memory monitor kills a task before the kernel would
+            return Ended(None, f"{kind}: {words[:300]}", out_of_memory=kind == "OutOfMemoryError")
 
     def cancel(self) -> None:
         self._ray.cancel(self._task)
