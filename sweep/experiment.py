@@ -23,6 +23,7 @@ from sweep.data.corpus import SourceConfig
 from sweep.data.tokens import CorpusFacts, TokenizerConfig, default_cache, prepare, vocabulary_size
 from sweep.execute.coordinator import Outcome, execute
 from sweep.execute.estimate import MeasurementFailed, measure
+from sweep.execute.executor import Executor
 from sweep.execute.ledger import FINAL, Ledger
 from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
@@ -63,6 +64,7 @@ class Sweep:
     planned: Shared = Shared((), ())
     notes: list[str] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    place: Executor | None = None
 
     def add(self, new: Sequence[Cell]) -> None:
         """Plan further cells. Raises ConfigError, with nothing changed, where one can't be."""
@@ -92,14 +94,21 @@ class Sweep:
         return [run for run in self.runs if run.run_id not in self.outcomes]
 
     def execute(self, runs: Sequence[PlannedRun], mirror: Mirror) -> None:
-        """Bring these runs to a result. Raises Interrupted after a checkpoint of each."""
+        """Bring these runs to a result. Raises Interrupted after a checkpoint of each; Refused where earlier
+        ones were trained by other code, and on_change=accept is not given."""
         self.write()
+        if changed := provenance.changed_training(self.folder, self.runs):
+            raise Refused(
+                f"out={self.folder.path}: what its runs were trained with has changed, and the losses of those that are "
+                "left may not be comparable with theirs:\n  " + "\n  ".join(changed) + "\nGo back to what is there, "
+                "give another name= or out=, or say on_change=accept. Nothing was launched."
+            )
         executor = self.config.executor
-        place = executor_for(self.config, self.hardware, self.folder)
+        self.place = self.place or executor_for(self.config, self.hardware, self.folder)
         outcomes = execute(
             self.folder,
             runs,
-            place,
+            self.place,
             self.execution,
             plan=self.runs,
             retries=executor.retries,
@@ -169,6 +178,10 @@ def run(config: SweepConfig) -> int:
     for note in notes(wanted):
         out.print(note, markup=False)
     show_cost(sweep, target_runs, out)
+    if changed := provenance.changed_training(folder, sweep.runs):
+        accepted = config.on_change == "accept"
+        so = "and is accepted" if accepted else "so that nothing more of it is trained without on_change=accept"
+        out.print(f"what this folder's runs were trained with has changed, {so}: {'; '.join(changed)}", markup=False)
     if config.plan_only:
         out.print("plan_only=true: nothing was launched.")
         return 0

@@ -33,6 +33,7 @@ CHOICES = {
     "optim.precision": ("fp32", "bf16"),
     "executor.compile_mode": COMPILE_MODES,
     "logger.kind": ("auto", "wandb", "none"),
+    "on_change": ("refuse", "accept"),
 }
 POSITIVE = (
     "max_hours model.width_step model.ff_ratio model.seq_len data.eval_tokens data.max_epochs data.vocab_size "

@@ -280,6 +280,7 @@ class SweepConfig:
     seed: int  # of initialisation and batch order
     param: str  # mup | completep | sp
     device: str  # auto | cpu | cuda
+    on_change: str  # refuse | accept: to train on where the training code or torch has changed since the folder's first run
     plan_only: bool
     max_hours: float
 
