@@ -151,7 +151,8 @@ def run(config: SweepConfig) -> int:
     out = console()
     hardware = hardware_for(config)
     chosen = "chosen by hardware" if config.scale.asked == "auto" else "asked for"
-    out.print(f"scale={config.scale.name} ({chosen}); {hardware.why}; {hardware.slots} runs side by side")
+    beside = f"{hardware.slots} runs side by side" if hardware.slots else "as many runs side by side as it has room for"
+    out.print(f"scale={config.scale.name} ({chosen}); {hardware.why}; {beside}")
     out.print(f"sweep {config.sweep_name} in {config.folder}")
     folder = SweepFolder(Path(config.folder))
     source, tokenizer = data_configs(config)

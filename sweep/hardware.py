@@ -18,7 +18,7 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 @dataclass(frozen=True)
 class Hardware:
-    """device: "cpu" or "cuda"; slots: workers that run side by side; memory: bytes, of one GPU or of
+    """device: "cpu" or "cuda"; slots: workers that run side by side, 0 where that is not known; memory: bytes, of one GPU or of
     the machine; why: how the device was chosen, for the user."""
 
     device: str
@@ -29,7 +29,7 @@ class Hardware:
     @property
     def memory_per_run(self) -> float:
         """Bytes that each of the side-by-side workers can have (a GPU's are shared by `per_device`)."""
-        return self.memory / self.slots
+        return self.memory / max(1, self.slots)
 
 
 def has_gpu() -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from sweep.execute.local import LocalExecutor
 from sweep.files import SweepFolder
-from sweep.places import executor_for, hardware_for, is_remote
+from sweep.places import cores_per_run, executor_for, hardware_for, is_remote
 from sweep.plan.schema import ConfigError, LocalExecutorConfig, RayExecutorConfig, SlurmExecutorConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +46,7 @@ def test_further_options_of_sbatch_pass_through(compose):
         (["executor=slurm", "executor.gpus_per_run=0.5"], "executor.gpus_per_run"),
         (["executor=ray", "executor.gpus_per_run=1.5"], "one GPU"),
         (["executor=ray", "executor.gpus_per_run=-1"], "executor.gpus_per_run"),
-        (["executor=ray", "executor.cpus_per_run=0"], "executor.cpus_per_run"),
+        (["executor=ray", "+executor.cpus_per_run=4"], "executor.cpus_per_run"),
         (["executor=slurm", "device=cuda"], "device=cuda"),
         (["executor=slurm", "device=cpu", "executor.gpus_per_run=1"], "device=cpu"),
         (["executor=slurm", "executor.time=5"], "executor.checkpoint_minutes"),
@@ -64,6 +64,23 @@ def test_the_local_place_is_this_machine(compose, tmp_path):
     assert not is_remote(config) and hardware.slots == 2 and hardware.memory > 0
     executor = executor_for(config, hardware, SweepFolder(tmp_path))
     assert isinstance(executor, LocalExecutor) and executor.capacity == 2
+
+
+@pytest.mark.parametrize("gpus, cores", [(0, 1), (0.25, 2), (1, 2), (4, 8)])
+def test_a_run_reserves_the_cores_that_it_keeps_busy(gpus, cores):
+    assert cores_per_run(gpus) == cores
+
+
+def test_a_plan_starts_no_ray(compose, monkeypatch):
+    class Ray:
+        """Whatever is asked of it fails: it is only found."""
+
+    monkeypatch.setitem(sys.modules, "ray", Ray())
+    for more, slots in (([], 0), (["executor.slots=5"], 5)):
+        found = hardware_for(compose(*CPU, "executor=ray", "plan_only=true", *more))
+        assert found.slots == slots and found.memory_per_run == float("inf")
+    with pytest.raises(AttributeError):
+        hardware_for(compose(*CPU, "executor=ray"))
 
 
 @pytest.mark.parametrize("place, package", [("slurm", "submitit"), ("ray", "ray")])

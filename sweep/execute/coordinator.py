@@ -376,17 +376,18 @@ class _Execution:
     def _keep_ledger(self) -> None:
         """Keep runs.csv in step, but not at every result: that would take time as the square of the runs."""
         if self.stale and self.settings.clock() >= self.write_due:
-            self._write_ledger()
+            self._write_ledger(durable=False)  # the disk may take longer than all that a decision does
+            gc.freeze()  # nor are the results that came since looked through, for 10 ms each time
             self.write_due = self.settings.clock() + WRITE_SECONDS_PER_ROW * self.ledger.rows
 
-    def _write_ledger(self) -> None:
+    def _write_ledger(self, durable: bool = True) -> None:
         """A disk that is full ends no run: it is said once, tried again after a later result, and raised at the
         end."""
         if not self.stale:
             return
         self.stale = False
         try:
-            self.ledger.write()
+            self.ledger.write(durable)
         except OSError as error:
             if self.unwritten is None:
                 self.progress.note(f"{self._unwritten_message(error)} Training goes on.")

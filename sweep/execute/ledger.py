@@ -168,12 +168,13 @@ class Ledger:
             self._lines[place] = _csv_line([values[name] for name in COLUMNS])
         return self._results[run_id]
 
-    def write(self) -> None:
-        """Rewrite runs.csv, atomically, a row for each planned run in the plan's order.
+    def write(self, durable: bool = True) -> None:
+        """Rewrite runs.csv, atomically, a row for each planned run in the plan's order; `durable` as in
+        `write_atomically`.
 
         Raises OSError where it cannot be written; the old file, and every result, stays whole.
         """
-        write_atomically(self._folder.runs_csv, _csv_line(COLUMNS) + "".join(self._lines))
+        write_atomically(self._folder.runs_csv, _csv_line(COLUMNS) + "".join(self._lines), durable)
 
 
 def failure(planned: PlannedRun, reason: str, step: int, resumes: int, status: str = "failed") -> Result:

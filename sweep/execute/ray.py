@@ -50,8 +50,8 @@ class RayExecutor:
             have = self._ray.cluster_resources()
             raise ValueError(
                 f"executor=ray: a run asks for {gpus:g} GPU and {cpus:g} CPU; the cluster has "
-                f"{have.get('GPU', 0):g} and {have.get('CPU', 0):g}. Lower executor.gpus_per_run or "
-                "executor.cpus_per_run, or add nodes. Nothing was launched."
+                f"{have.get('GPU', 0):g} and {have.get('CPU', 0):g}. Lower executor.gpus_per_run "
+                "or add nodes. Nothing was launched."
             )
         self._environment = environment
         self._attend = self._ray.remote(attend_interruptibly).options(
@@ -114,8 +114,8 @@ class RayJob:
         self._ray.cancel(self._task, force=True)
 
 
-def connect(address: str | None) -> Any:
-    """ray, connected. Raises ValueError, with what to do."""
+def require_ray() -> Any:
+    """ray, not connected to anything. Raises ValueError, with what to do, where it is not installed."""
     use_token()
     try:
         import ray
@@ -124,6 +124,12 @@ def connect(address: str | None) -> Any:
             f"executor=ray needs ray ({error}). Install it: pip install 'scaling-sweep[ray]', or say "
             "executor=local. Nothing was launched."
         ) from error
+    return ray
+
+
+def connect(address: str | None) -> Any:
+    """ray, connected. Raises ValueError, with what to do."""
+    ray = require_ray()
     if ray.is_initialized():
         return ray
     try:

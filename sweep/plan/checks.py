@@ -43,7 +43,7 @@ POSITIVE = (
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
     "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "
     "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every executor.hang_minutes "
-    "executor.cpus_per_run executor.memory_gb executor.time executor.checkpoint_minutes executor.poll_seconds"
+    "executor.memory_gb executor.time executor.checkpoint_minutes executor.poll_seconds"
 ).split()
 NOT_NEGATIVE = "seed optim.weight_decay grid.extensions executor.retries executor.evaluations executor.gpus_per_run".split()
 FRACTIONS = (

@@ -233,7 +233,6 @@ class LocalExecutorConfig(ExecutorConfig):
 class SlurmExecutorConfig(ExecutorConfig):
     slots: int  # jobs to hold in the queue at one time
     gpus_per_run: int  # 0 or 1
-    cpus_per_run: int
     partition: Optional[str]  # null: the cluster's default
     account: Optional[str]
     memory_gb: Optional[float]  # of the host, of each run; null: the cluster's default
@@ -248,7 +247,6 @@ class RayExecutorConfig(ExecutorConfig):
     address: Optional[str]  # of a cluster, or "auto"; null: one on this machine
     slots: Optional[int]  # tasks at a time; null: as many as the cluster has room for
     gpus_per_run: float  # a fraction packs several runs on a GPU
-    cpus_per_run: float
 
 
 @dataclass(frozen=True)
