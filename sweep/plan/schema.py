@@ -154,6 +154,7 @@ class TargetConfig:
 
     flops: Optional[float]
     params: Optional[float]
+    shape: Optional[list[int]] = None  # n_layer, d_model, n_head, d_ff, in place of the family's at `params`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,10 +183,11 @@ class IsoflopGrid(Grid):
 @dataclass(frozen=True)
 class LadderGrid(Grid):
     kind: str
-    sizes: list[float]  # non-embedding parameters
+    sizes: Optional[list[float]]  # non-embedding parameters
     tokens: float
     seeds: int
     target: TargetConfig
+    shapes: Optional[list[Any]] = None  # in place of sizes: lists of n_layer, d_model, n_head, d_ff
 
 
 @dataclass(frozen=True)
