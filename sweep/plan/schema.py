@@ -7,7 +7,7 @@ SweepConfig; an unknown key, a value of the wrong type or an impossible one is r
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -154,10 +154,19 @@ class TargetConfig:
 
     flops: Optional[float]
     params: Optional[float]
+    shape: Optional[list[int]] = None  # n_layer, d_model, n_head, d_ff, in place of the family's at `params`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What every grid may say of itself."""
+
+    name: Optional[str] = None  # in the sweep's own name, and what keeps two grids' sweeps apart; null: kind
+    studies: list[str] = field(default_factory=list)  # of analysis/studies, or package.module of one's own
 
 
 @dataclass(frozen=True)
-class IsoflopGrid:
+class IsoflopGrid(Grid):
     kind: str
     budgets: list[float]  # FLOPs, exact
     sizes: Optional[list[float]]  # non-embedding parameters, for every budget; null: around the optimum
@@ -172,26 +181,28 @@ class IsoflopGrid:
 
 
 @dataclass(frozen=True)
-class LadderGrid:
+class LadderGrid(Grid):
     kind: str
-    sizes: list[float]  # non-embedding parameters
+    sizes: Optional[list[float]]  # non-embedding parameters
     tokens: float
     seeds: int
     target: TargetConfig
+    shapes: Optional[list[Any]] = None  # in place of sizes: lists of n_layer, d_model, n_head, d_ff
 
 
 @dataclass(frozen=True)
-class ProductGrid:
+class ProductGrid(Grid):
     kind: str
-    params: Optional[float]
-    tokens: Optional[float]
-    flops: Optional[float]
-    over: dict[str, Any]
-    target: TargetConfig
+    params: Optional[float] = None
+    tokens: Optional[float] = None
+    flops: Optional[float] = None
+    over: dict[str, Any] = field(default_factory=dict)  # every combination of the lists under it
+    each: dict[str, Any] = field(default_factory=dict)  # beside each of those, each value of these lists alone
+    target: TargetConfig = field(default_factory=lambda: TargetConfig(None, None))
 
 
 @dataclass(frozen=True)
-class LrGrid:
+class LrGrid(Grid):
     """Rate x width at one token count; see sweep/plan/lr_grid.py."""
 
     kind: str
@@ -275,11 +286,13 @@ class SweepConfig:
     logger: LoggerConfig
     name: Optional[str]  # null: grid, scale and a digest of the recipe
     out: Optional[str]  # null: outputs/<name>
-    seed: int  # of initialisation and batch order
+    seed: int  # of initialisation and, where order_seed is null, of the order of the data
+    order_seed: Optional[int]
     param: str  # mup | completep | sp
     device: str  # auto | cpu | cuda
     on_change: str  # refuse | accept: to train on where the training code or torch has changed since the folder's first run
     plan_only: bool
+    reuse: bool  # runs that a sweep beside this one has finished, in place of training them
     max_hours: float
 
     @property
@@ -289,19 +302,20 @@ class SweepConfig:
         data = {key: value for key, value in dataclasses.asdict(self.data).items() if key not in RUN_ONLY}
         optim = {key: value for key, value in dataclasses.asdict(self.optim).items() if key not in RUN_ONLY}
         return {
-            "grid": {"kind": self.grid.kind},
+            "grid": {"kind": self.grid.kind, **({"name": self.grid.name} if self.grid.name else {})},
             "model": dataclasses.asdict(self.model),
             "data": data,
             "tokenizer": dataclasses.asdict(self.tokenizer),
             "optim": optim,
             "schedule": dataclasses.asdict(self.schedule),
             "seed": self.seed,
+            **({} if self.order_seed is None else {"order_seed": self.order_seed}),
             "param": self.param,
         }
 
     @property
     def sweep_name(self) -> str:
-        return self.name or f"{self.grid.kind}-{self.scale.name}-{digest(self.recipe)[:6]}"
+        return self.name or f"{self.grid.name or self.grid.kind}-{self.scale.name}-{digest(self.recipe)[:6]}"
 
     @property
     def folder(self) -> str:
@@ -353,7 +367,7 @@ def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> typ
     return variants[kind]
 
 
-SWEEPABLE = ("model", "optim", "schedule", "seed", "param")
+SWEEPABLE = ("model", "optim", "schedule", "seed", "order_seed", "param")
 
 
 def with_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
@@ -380,7 +394,7 @@ def with_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
 
 def _has(config: SweepConfig, key: str) -> bool:
     group, _, name = key.partition(".")
-    return hasattr(getattr(config, group, None), name)
+    return hasattr(getattr(config, group, None), name) if name else hasattr(config, group)
 
 
 def _typed(owner: type, name: str, value: Any) -> Any:
