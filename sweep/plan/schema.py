@@ -7,7 +7,7 @@ SweepConfig; an unknown key, a value of the wrong type or an impossible one is r
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -146,6 +146,7 @@ class ScheduleConfig:
     final: float  # of the peak rate, at the end
     decay_fraction: Optional[float] = None  # of the steps; wsd
     decay: Optional[str] = None  # linear | sqrt; wsd
+    warmup_tokens: Optional[float] = None  # one warmup for all runs, in the place of warmup_fraction
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,8 @@ class IsoflopGrid:
     extensions: int  # how many more sizes a budget may get to bracket its optimum
     seeds: int  # runs of every cell
     target: TargetConfig
+    arms: dict[str, Any] = field(default_factory=dict)  # name: keys that its runs differ in; they are in no fit
+    arm_budgets: Optional[list[float]] = None  # of grid.budgets, those at which the arms' cells are; null: all
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ class ProductGrid:
     flops: Optional[float]
     over: dict[str, Any]
     target: TargetConfig
+    max_flops: Optional[float] = None  # dearer cells are left out
 
 
 @dataclass(frozen=True)
