@@ -35,6 +35,11 @@ ALIASES = {
     "d_model": ("d_model", "width"),
     "param": ("param", "parametrisation", "parametrization"),
     "bits_per_byte": ("bits_per_byte",),
+    "seed": ("seed",),
+    "order_seed": ("order_seed", "data_seed"),
+    "n_head": ("n_head", "heads"),
+    "d_ff": ("d_ff",),
+    "params_total": ("params_total",),
 }
 """Names a column is known by where the user names none, the first that is there."""
 
@@ -393,6 +398,9 @@ class _Reader:
             d_model=self.if_any(i, "d_model"),
             param=self.text(i, "param"),
             bits_per_byte=None if holdout else self.if_any(i, "bits_per_byte"),
+            seed=self.text(i, "seed"),
+            order_seed=self.text(i, "order_seed"),
+            **{name: self.if_any(i, name) for name in ("n_head", "d_ff", "params_total")},
         )
 
     def exclusion(self, i: int, row: RunRow, rules: Rules) -> str:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis import sweep as analysis
+from analysis.finding import lines as found_lines
 from analysis.rates import lines
 from analysis.report import write_report
+from analysis.studies import load
 from analysis.values import Prediction, Target
 from models.count import count_parameters
 from sweep import provenance
@@ -140,6 +142,8 @@ def run(config: SweepConfig) -> int:
     every worker has checkpointed.
     """
     out = console()
+    for name in config.grid.studies:
+        load(name)
     hardware = hardware_for(config)
     chosen = "chosen by hardware" if config.scale.asked == "auto" else "asked for"
     out.print(f"scale={config.scale.name} ({chosen}); {hardware.why}; {hardware.slots} runs side by side")
@@ -364,7 +368,7 @@ def write_analysis(sweep: Sweep, out) -> Path | None:
         return None
     if not found.fits:
         out.print("; ".join(found.reasons), markup=False)
-    for line in lines(found.rates) if found.rates else ():
+    for line in (*(lines(found.rates) if found.rates else ()), *found_lines(found.findings)):
         out.print(line, markup=False)
     for prediction in found.predictions:
         measured = prediction.measured

@@ -157,8 +157,16 @@ class TargetConfig:
     params: Optional[float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What every grid may say of itself."""
+
+    name: Optional[str] = None  # in the sweep's own name, and what keeps two grids' sweeps apart; null: kind
+    studies: list[str] = field(default_factory=list)  # of analysis/studies, or package.module of one's own
+
+
 @dataclass(frozen=True)
-class IsoflopGrid:
+class IsoflopGrid(Grid):
     kind: str
     budgets: list[float]  # FLOPs, exact
     sizes: Optional[list[float]]  # non-embedding parameters, for every budget; null: around the optimum
@@ -175,7 +183,7 @@ class IsoflopGrid:
 
 
 @dataclass(frozen=True)
-class LadderGrid:
+class LadderGrid(Grid):
     kind: str
     sizes: list[float]  # non-embedding parameters
     tokens: float
@@ -184,7 +192,7 @@ class LadderGrid:
 
 
 @dataclass(frozen=True)
-class ProductGrid:
+class ProductGrid(Grid):
     kind: str
     params: Optional[float]
     tokens: Optional[float]
@@ -195,7 +203,7 @@ class ProductGrid:
 
 
 @dataclass(frozen=True)
-class LrGrid:
+class LrGrid(Grid):
     """Rate x width at one token count; see sweep/plan/lr_grid.py."""
 
     kind: str
@@ -294,7 +302,7 @@ class SweepConfig:
         data = {key: value for key, value in dataclasses.asdict(self.data).items() if key not in RUN_ONLY}
         optim = {key: value for key, value in dataclasses.asdict(self.optim).items() if key not in RUN_ONLY}
         return {
-            "grid": {"kind": self.grid.kind},
+            "grid": {"kind": self.grid.kind, **({"name": self.grid.name} if self.grid.name else {})},
             "model": dataclasses.asdict(self.model),
             "data": data,
             "tokenizer": dataclasses.asdict(self.tokenizer),
@@ -306,7 +314,7 @@ class SweepConfig:
 
     @property
     def sweep_name(self) -> str:
-        return self.name or f"{self.grid.kind}-{self.scale.name}-{digest(self.recipe)[:6]}"
+        return self.name or f"{self.grid.name or self.grid.kind}-{self.scale.name}-{digest(self.recipe)[:6]}"
 
     @property
     def folder(self) -> str:
