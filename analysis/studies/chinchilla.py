@@ -21,7 +21,7 @@ from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.laws import SEPARABLE
 from analysis.published import PUBLISHED
 from analysis.resample import estimate
-from analysis.studies import Course, Evidence
+from analysis.studies import Evidence
 from analysis.table import as_runs
 from analysis.values import Allocation, PublishedAllocation, RunRow, Runs, Skipped, Status
 
@@ -33,21 +33,17 @@ ARM = "arm"
 FEWEST_BUDGETS = 3
 """For a slope with an interval: two points determine a line whatever they are."""
 
-ARMS = {
-    "warmup": "a warmup of one length for all runs in the place of a share of each",
-    "decay": "the rate left at its peak: losses read where the cooldown begins",
-    "tuning": "one batch and one rate for all sizes",
+UNDOING = {
+    "head": "no head in N and C, C = 6·N·D",
+    "warmup": "one long warmup for all runs",
+    "decay": "losses before the rate comes down",
+    "tuning": "one batch and rate for all sizes",
 }
-"""What each correction's undoing is, by the name of its arm; "decay" needs no runs of its own, but trunks that were
-evaluated at their ends."""
+"""What undoing each correction is, by the name of its arm. "head" is another count of the same runs; "decay" needs no
+runs of its own, but trunks that were evaluated at their ends."""
 
-_PORIAN = "Porian et al. 2024, abstract"
-CLAIMED = {
-    "head": f"part of what set Kaplan's a apart, {_PORIAN}",
-    "warmup": f"part of what set Kaplan's a apart, {_PORIAN}",
-    "decay": f"not essential, {_PORIAN}",
-    "tuning": f"part of what set Kaplan's a apart, {_PORIAN}",
-}
+_APART = "one of three factors that set Kaplan's a apart, Porian et al. 2024, abstract"
+CLAIMED = {"head": _APART, "warmup": _APART, "decay": "not essential, Porian et al. 2024, abstract", "tuning": _APART}
 
 
 def study(evidence: Evidence) -> Finding:
@@ -57,7 +53,7 @@ def study(evidence: Evidence) -> Finding:
     had = [item for item in approaches if isinstance(item, Allocation)]
     if not had:
         raise ValueError("; ".join(f"{item.what}: {item.reason}" for item in approaches))
-    moved = {"head": _without_head(evidence), **{name: _undone(evidence, name) for name in _arms(evidence)}}
+    moved = {name: _without_head(evidence) if name == "head" else _undone(evidence, name) for name in _arms(evidence)}
     return Finding(
         study="chinchilla",
         title="Compute-optimal exponents by three approaches",
@@ -139,20 +135,18 @@ def _without_head(evidence: Evidence) -> Movement:
     counts = by_count(evidence.table.runs, evidence.table.params_kind)
     if len(counts) < 2:
         return Movement(reason="the table does not count N both with and without embeddings, which tells the head's size")
-    with_head = counts["non-embedding"]
-    head = np.where(_tied(evidence, with_head), 0.0, counts["total"].params - with_head.params)
-    without = with_head.params - head
-    if not (without > 0).all() or np.allclose(without, with_head.params):
-        return Movement(reason="N without embeddings holds no head to leave out (it is tied to the embedding)")
-    how = "approach 3, C = 6·N·D; the head taken to be as large as the embedding"
-    sides = (replace(with_head, params=n, flops=6 * n * with_head.tokens) for n in (without, with_head.params))
-    return _movement(*map(_surface_slopes, sides), how)
+    runs = counts["non-embedding"]
+    embedding = counts["total"].params - runs.params
+    holds_no_head = _tied(evidence, runs) or not (runs.params > embedding).all()
+    without = runs.params if holds_no_head else runs.params - embedding
+    sides = (replace(runs, params=n, flops=6 * n * runs.tokens) for n in (without, without + embedding))
+    return _movement(*map(_surface_slopes, sides), "approach 3; the head taken to be as large as the embedding")
 
 
-def _tied(evidence: Evidence, runs: Runs) -> np.ndarray:
-    """Whether each run's head is its embedding; without a spec to say so it is not, as in this project's decoders."""
-    specs = (evidence.courses.get(run_id, Course(*[np.empty(0)] * 7)).spec for run_id in runs.run_id)
-    return np.array([bool(spec.get("shape", {}).get("tied", False)) for spec in specs])
+def _tied(evidence: Evidence, runs: Runs) -> bool:
+    """Whether the head is the embedding; where no run's spec says so, it is not."""
+    course = next(filter(None, map(evidence.courses.get, runs.run_id)), None)
+    return course is not None and bool(course.spec.get("shape", {}).get("tied"))
 
 
 def _surface_slopes(runs: Runs) -> np.ndarray | str:
@@ -180,9 +174,9 @@ def _slopes(log_flops: np.ndarray, log_params: np.ndarray) -> np.ndarray:
 
 
 def _arms(evidence: Evidence) -> list[str]:
-    """Those there are and those that there might be, in Porian et al.'s order."""
+    """Those that there might be, in Porian et al.'s order, and further ones that there are."""
     there = [row.group.partition(": ")[0] for row in evidence.finished((ARM,))]
-    return list(dict.fromkeys((*ARMS, *there)))
+    return list(dict.fromkeys((*UNDOING, *there)))
 
 
 def _undone(evidence: Evidence, arm: str) -> Movement:
@@ -237,7 +231,8 @@ def _movements(moved: Mapping[str, Movement]) -> list[Number]:
     for name, move in moved.items():
         note = move.reason or f"{move.how}: a = {_told(move.undone)} so, {_told(move.corrected)} corrected"
         claim = CLAIMED.get(name, "")
-        numbers.append(Number(f"a moved by undoing {name}", move.difference, "", claim, note))
+        what = f"change of a: {UNDOING.get(name, name)}"
+        numbers.append(Number(what, move.difference, "", claim, note))
     return numbers
 
 
@@ -262,6 +257,11 @@ def _means(had: Sequence[Allocation]) -> str:
     low, high = (end(had, key=lambda item: item.a.value) for end in (min, max))
     kaplan = PUBLISHED[0]
     sizes = f"{10**low.a.value:.1f}" + (f" to {10**high.a.value:.1f}" if high is not low else "")
+    if max(item.a.lo for item in had) > min(item.a.hi for item in had):
+        return (
+            f"The approaches do not agree (ten times the compute on {sizes} times the parameters, and their intervals share "
+            "no value): do not size a larger run from these alone; bracket more budgets first."
+        )
     return (
         f"Ten times the compute is best spent on {sizes} times the parameters here, the rest on tokens; Kaplan's law would "
         f"take {10**kaplan.a:.1f} times the parameters and {10**kaplan.b:.1f} times the tokens."
@@ -277,12 +277,6 @@ def _notes(had: Sequence[Allocation], moved: Mapping[str, Movement], evidence: E
         told = f"of {', '.join(known)} undone one at a time, {largest} moves a the most"
         sure = f"beyond its interval: {', '.join(clear)}" if clear else "none by more than its interval"
         notes.append(f"Corrections: {told} ({known[largest].difference.value:+.2f}); {sure}.")
-    notes += [f"Undoing {name}: {meaning}." for name, meaning in ARMS.items() if name in known]
-    if len(had) > 1:
-        apart = max(item.a.value for item in had) - min(item.a.value for item in had)
-        disjoint = max(item.a.lo for item in had) > min(item.a.hi for item in had)
-        if disjoint:
-            notes.append(f"The approaches do not agree: their a lie {apart:.2f} apart and their intervals share no value.")
     notes.append(
         "The papers' runs are of 70 million to 16 billion (Hoffmann et al.) and 768 to 1.5 billion parameters (Kaplan et "
         "al.) with vocabularies of 32,000 and 50,257; where the vocabulary is small or the models are, embedding, head and "
