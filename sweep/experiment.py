@@ -29,7 +29,8 @@ from sweep.execute.ledger import FINAL, Ledger
 from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
 from sweep.execute.progress import progress_for
-from sweep.files import SweepFolder
+from sweep.execute.reuse import reusable, take_over
+from sweep.files import RunFolder, SweepFolder
 from sweep.hardware import Hardware, has_muon
 from sweep.places import THREADS, executor_for, hardware_for, is_remote
 from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
@@ -80,7 +81,9 @@ class Sweep:
         provenance.write_plan(self.folder, self.config, self.facts, self.runs, self.notes)
 
     def settle_from_ledger(self) -> None:
-        """Take over what an earlier command brought to an end that no repetition would change."""
+        """Take over what an earlier command, or another sweep, brought to an end that no repetition would
+        change."""
+        self.notes += take_over(self.folder, self.reusable(self.runs))
         self.write()
         ledger = Ledger(self.folder, self.runs)
         ledger.write()
@@ -89,6 +92,9 @@ class Sweep:
             if result is not None and result["status"] in FINAL:
                 settled = Outcome(run.run_id, result["status"], result.get("reason"), 0, result)
                 self.outcomes.setdefault(run.run_id, settled)
+
+    def reusable(self, runs: Sequence[PlannedRun]) -> dict[str, RunFolder]:
+        return reusable(self.folder, runs, self.execution) if self.config.reuse else {}
 
     def pending(self) -> list[PlannedRun]:
         return [run for run in self.runs if run.run_id not in self.outcomes]
@@ -300,9 +306,10 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
     """Measure, print the plan with its cost, and refuse what exceeds max_hours or the memory."""
     config, hardware = sweep.config, sweep.hardware
     ledger = Ledger(sweep.folder, sweep.runs)
+    elsewhere = sweep.reusable(sweep.runs)
     done = frozenset(
         run.run_id for run in sweep.runs if (result := ledger.result(run.run_id)) and result["status"] in FINAL
-    )
+    ).union(elsewhere)
     costs: dict[str, Cost] = {}
     left = [planned for planned in (*sweep.runs, *target) if planned.run_id not in done]
     if left and not is_remote(config):
@@ -324,6 +331,8 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
         f"{len(sweep.planned.runs)} runs to fit{trunks} ({len(done)} done), {len(target)} to predict and check; "
         f"{own_flops([*sweep.runs, *target]):.2e} FLOPs; {said}"
     )
+    if elsewhere:
+        out.print(f"{len(elsewhere)} of those done are taken over from sweeps beside this one (reuse=false trains them)")
     if trunks:
         own, whole = own_flops(sweep.runs), whole_flops(sweep.runs)
         kept = sum(least_bytes(run.spec) * KEPT_OF_A_TRUNK for run in sweep.planned.trunks)

@@ -283,6 +283,18 @@ def test_bfloat16_trains_and_keeps_its_weights_in_float32(tiny_spec, execution, 
     }
 
 
+def test_the_order_has_a_seed_of_its_own_and_the_initialisation_stays(tiny_spec, execution, tmp_path):
+    own, other = tiny_spec(), tiny_spec(order_seed=7)
+    assert own.run_id != other.run_id and "order_seed" not in own.to_json()
+    first = [build_learner(spec, execution).model.state_dict() for spec in (own, other)]
+    assert all(torch.equal(value, first[1][name]) for name, value in first[0].items())
+    losses = [
+        train(spec, execution, RunFolder(tmp_path / name), never).loss
+        for name, spec in (("a", own), ("b", other), ("c", tiny_spec(order_seed=own.seed)))
+    ]
+    assert losses[0] == losses[2] != losses[1]
+
+
 def test_another_seed_is_another_run_and_the_same_seed_the_same(tiny_spec, execution, tmp_path):
     torch.manual_seed(0)
     first = train(tiny_spec(), execution, RunFolder(tmp_path / "a"), never)

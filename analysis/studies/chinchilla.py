@@ -146,7 +146,7 @@ def _without_head(evidence: Evidence) -> Movement:
 def _tied(evidence: Evidence, runs: Runs) -> bool:
     """Whether the head is the embedding; where no run's spec says so, it is not."""
     course = next(filter(None, map(evidence.courses.get, runs.run_id)), None)
-    return course is not None and bool(course.spec.get("shape", {}).get("tied"))
+    return course is not None and bool(course.made.get("shape", {}).get("tied"))
 
 
 def _surface_slopes(runs: Runs) -> np.ndarray | str:
@@ -209,10 +209,10 @@ def _undecayed(evidence: Evidence, base: Mapping[tuple[str, float], RunRow]) -> 
     for row in evidence.table.rows:
         course = evidence.courses.get(row.run_id) if row.role == "trunk" else None
         if course is not None and len(course.step) and np.isfinite(course.eval_loss[-1]):
-            trunks[_chain(course.spec), course.spec["steps"]] = course
+            trunks[_chain(course.made), course.made["steps"]] = course
     found = {}
     for cell, row in base.items():
-        spec = getattr(evidence.courses.get(row.run_id), "spec", None)
+        spec = getattr(evidence.courses.get(row.run_id), "made", None)
         course = spec and trunks.get((_chain(spec), spec["steps"] - spec["schedule"]["decay_steps"]))
         if course:
             at = {name: float(getattr(course, name)[-1]) for name in ("tokens", "flops")}

@@ -306,8 +306,8 @@ def _under_way(size: float, row: RunRow, course: Course | None) -> list[tuple]:
     if course is None or row.batch_tokens is None:
         return []
     there = np.isfinite(course.eval_loss)
-    schedule = course.spec.get("schedule", {})
-    steps = course.spec.get("steps", course.step[-1])
+    schedule = course.made.get("schedule", {})
+    steps = course.made.get("steps", course.step[-1])
     there &= course.step > schedule.get("warmup_steps", 0)
     there &= course.step <= steps - schedule.get("decay_steps", 0)
     return [(size, row, course.tokens[i], course.eval_loss[i], course) for i in np.flatnonzero(there)]

@@ -19,7 +19,8 @@ Result = dict[str, Any]
 
 COLUMNS = (
     "run_id", "group", "role", "status", "arch", "n_layer", "d_model", "params_total",
-    "params_non_embedding", "vocab_size", "seq_len", "batch_tokens", "lr", "param", "seed", "tokens",
+    "params_non_embedding", "vocab_size", "seq_len", "batch_tokens", "lr", "param", "seed", "order_seed",
+    "n_head", "d_ff", "tokens",
     "unique_tokens", "epochs", "flops", "flops_6nd", "loss", "loss_se", "bits_per_byte", "parent",
     "wall_seconds", "tokens_per_second", "device", "data_fingerprint",
 )  # fmt: skip
@@ -38,7 +39,9 @@ vocab_size, seq_len   tokens in the vocabulary; tokens in a sequence
 batch_tokens          tokens in an optimiser step
 lr                    peak learning rate at the recipe's base width, as asked; dimensionless
 param                 parametrisation: mup | sp
-seed                  of initialisation and batch order
+seed                  of initialisation, and of the order of the data where order_seed is empty
+order_seed            of the order of the data, where that is another
+n_head, d_ff          count; width of a feed-forward matrix
 tokens                D: training tokens seen, repeats included; those to be seen while `planned`
 unique_tokens         U: distinct training tokens seen
 epochs                tokens / tokens of the training split
@@ -119,6 +122,9 @@ def row(planned: PlannedRun, result: Result | None) -> dict[str, Any]:
         "lr": spec.optim.lr,
         "param": spec.optim.param,
         "seed": spec.seed,
+        "order_seed": spec.order_seed,
+        "n_head": shape.n_head,
+        "d_ff": shape.d_ff,
         "tokens": spec.tokens,
         "flops": spec.flops,
         "flops_6nd": float(spec.tokens) * count_flops(shape).six_n,

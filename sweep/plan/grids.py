@@ -16,7 +16,7 @@ from models.config import DecoderShape
 from models.count import count_parameters, training_flops_per_token
 from models.sizes import FamilyRule, nearest_shape
 from sweep.plan.rules import UNUSED
-from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, LrGrid, SweepConfig, with_values
+from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, LrGrid, ProductGrid, SweepConfig, with_values
 
 
 @dataclass(frozen=True)
@@ -165,30 +165,49 @@ def _dotted(over: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
-    over = _dotted(config.grid.over)
-    for key, values in over.items():
-        if not isinstance(values, (list, tuple)) or not values:
-            raise ConfigError(f"grid.over: {key}: a list with a value or more is wanted, found {values!r}")
+def _points(grid: ProductGrid) -> Iterator[dict[str, Any]]:
+    """What is set in each cell, by dotted key: the combinations under `over`, each followed by itself with one
+    key of `each` at another value."""
+    over, each = _dotted(grid.over), _dotted(grid.each)
+    for name, lists in (("over", over), ("each", each)):
+        for key, values in lists.items():
+            if not isinstance(values, (list, tuple)) or not values:
+                raise ConfigError(f"grid.{name}: {key}: a list with a value or more is wanted, found {values!r}")
+    if both := over.keys() & each.keys():
+        raise ConfigError(f"grid.each: {', '.join(sorted(both))}: under grid.over too; leave it in one of them")
     for values in itertools.product(*over.values()):
-        point = dict(zip(over, values))
-        axes = {axis: point.pop(axis, getattr(config.grid, axis)) for axis in AXES}
-        varied = with_values(config, point)
-        for key in UNUSED[varied.optim.rule] & point.keys():
-            raise ConfigError(f"grid.over: {key} means nothing to optim.rule={varied.optim.rule}")
-        for axis, value in axes.items():
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise ConfigError(f"grid.over: {axis}: {value!r} is not a positive number")
-        if (axes["tokens"] is None) == (axes["flops"] is None):
-            raise ConfigError("grid: give tokens or flops (grid.tokens=..., or a list under grid.over), not both")
-        if axes["params"] is None:
-            raise ConfigError("grid.params: give a size, or a list of them under grid.over")
-        shape = shape_for(varied, vocab_size, float(axes["params"]), "grid.params")
-        tokens = axes["tokens"] or float(axes["flops"]) / training_flops_per_token(shape)
-        if config.grid.max_flops and tokens * training_flops_per_token(shape) > config.grid.max_flops:
+        base = dict(zip(over, values))
+        yield base
+        yield from (base | {key: value} for key, values in each.items() for value in values)
+
+
+def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
+    made: list[Cell] = []
+    for point in _points(config.grid):
+        cell = _product_cell(config, vocab_size, dict(point))
+        if cell.tokens * training_flops_per_token(cell.shape) > (config.grid.max_flops or math.inf):
             continue
-        group = " ".join(f"{key}={value}" for key, value in point.items()) or "product"
-        yield Cell(varied, shape, float(tokens), varied.seed, group)
+        if all(replace(other, group=cell.group) != cell for other in made):  # a value of `each` may be the base's
+            made.append(cell)
+            yield cell
+
+
+def _product_cell(config: SweepConfig, vocab_size: int, point: dict[str, Any]) -> Cell:
+    axes = {axis: point.pop(axis, getattr(config.grid, axis)) for axis in AXES}
+    varied = with_values(config, point)
+    for key in UNUSED[varied.optim.rule] & point.keys():
+        raise ConfigError(f"grid.over: {key} means nothing to optim.rule={varied.optim.rule}")
+    for axis, value in axes.items():
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ConfigError(f"grid.over: {axis}: {value!r} is not a positive number")
+    if (axes["tokens"] is None) == (axes["flops"] is None):
+        raise ConfigError("grid: give tokens or flops (grid.tokens=..., or a list under grid.over), not both")
+    if axes["params"] is None:
+        raise ConfigError("grid.params: give a size, or a list of them under grid.over")
+    shape = shape_for(varied, vocab_size, float(axes["params"]), "grid.params")
+    tokens = axes["tokens"] or float(axes["flops"]) / training_flops_per_token(shape)
+    group = " ".join(f"{key}={value}" for key, value in point.items()) or "product"
+    return Cell(varied, shape, float(tokens), varied.seed, group)
 
 
 def target_cell(config: SweepConfig, vocab_size: int, params: float | None = None) -> Cell | None:

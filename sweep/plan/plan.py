@@ -63,6 +63,7 @@ def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
         steps=steps,
         seed=cell.seed,
         precision=config.optim.precision,
+        order_seed=None if config.order_seed == cell.seed else config.order_seed,
     )
     epochs = spec.tokens / corpus.train_tokens
     if epochs > config.data.max_epochs:

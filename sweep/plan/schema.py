@@ -194,12 +194,13 @@ class LadderGrid(Grid):
 @dataclass(frozen=True)
 class ProductGrid(Grid):
     kind: str
-    params: Optional[float]
-    tokens: Optional[float]
-    flops: Optional[float]
-    over: dict[str, Any]
-    target: TargetConfig
+    params: Optional[float] = None
+    tokens: Optional[float] = None
+    flops: Optional[float] = None
+    over: dict[str, Any] = field(default_factory=dict)  # every combination of the lists under it
+    each: dict[str, Any] = field(default_factory=dict)  # beside each of those, each value of these lists alone
     max_flops: Optional[float] = None  # dearer cells are left out
+    target: TargetConfig = field(default_factory=lambda: TargetConfig(None, None))
 
 
 @dataclass(frozen=True)
@@ -289,10 +290,12 @@ class SweepConfig:
     logger: LoggerConfig
     name: Optional[str]  # null: grid, scale and a digest of the recipe
     out: Optional[str]  # null: outputs/<name>
-    seed: int  # of initialisation and batch order
+    seed: int  # of initialisation and, where order_seed is null, of the order of the data
+    order_seed: Optional[int]
     param: str  # mup | completep | sp
     device: str  # auto | cpu | cuda
     plan_only: bool
+    reuse: bool  # runs that a sweep beside this one has finished, in place of training them
     max_hours: float
 
     @property
@@ -309,6 +312,7 @@ class SweepConfig:
             "optim": optim,
             "schedule": dataclasses.asdict(self.schedule),
             "seed": self.seed,
+            **({} if self.order_seed is None else {"order_seed": self.order_seed}),
             "param": self.param,
         }
 
@@ -366,7 +370,7 @@ def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> typ
     return variants[kind]
 
 
-SWEEPABLE = ("model", "optim", "schedule", "seed", "param")
+SWEEPABLE = ("model", "optim", "schedule", "seed", "order_seed", "param")
 
 
 def with_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
@@ -393,7 +397,7 @@ def with_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
 
 def _has(config: SweepConfig, key: str) -> bool:
     group, _, name = key.partition(".")
-    return hasattr(getattr(config, group, None), name)
+    return hasattr(getattr(config, group, None), name) if name else hasattr(config, group)
 
 
 def _typed(owner: type, name: str, value: Any) -> Any:

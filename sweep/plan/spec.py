@@ -61,7 +61,8 @@ class ScheduleSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that determines a run's result. Where and how fast it runs is not in here."""
+    """Everything that determines a run's result. Where and how fast it runs is not in here. `order_seed` is of
+    the order of the data, where that is not `seed`'s."""
 
     shape: DecoderShape
     data: DataSpec
@@ -72,6 +73,7 @@ class RunSpec:
     seed: int
     precision: str
     recipe_version: int = RECIPE_VERSION
+    order_seed: int | None = None
 
     @cached_property
     def run_id(self) -> str:
@@ -105,6 +107,8 @@ class RunSpec:
     def to_json(self) -> dict[str, Any]:
         """`dataclasses.asdict`, which takes ten times as long; the parts hold numbers and strings."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.order_seed is None:
+            del values["order_seed"]  # runs keep the ids that they had before there was one
         return {name: dict(vars(value)) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
     @staticmethod

@@ -130,7 +130,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     """
     learner = build_learner(spec, execution)
     data = Path(execution.data_folder)
-    batches = TokenBatches(data, spec.shape.seq_len, spec.batch_sequences, spec.seed)
+    batches = TokenBatches(data, spec.shape.seq_len, spec.batch_sequences, spec.seed if spec.order_seed is None else spec.order_seed)
     blocks, block_bytes = heldout_blocks(data, spec.shape.seq_len, spec.data.eval_tokens)
 
     def measure() -> Evaluation:
