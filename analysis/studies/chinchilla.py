@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.allocate import by_envelope, by_isoflops, by_surface, cost_rule, isoflops, optimal_log_params
+from analysis.allocate import by_envelope, by_isoflops, by_surface, cost_rule, envelope, isoflops, optimal_log_params
 from analysis.conventions import by_count
 from analysis.ensemble import Member, fit_members
 from analysis.estimate import Estimate
@@ -24,6 +24,7 @@ from analysis.resample import estimate
 from analysis.studies import Evidence
 from analysis.table import as_runs
 from analysis.values import Allocation, PublishedAllocation, RunRow, Runs, Skipped, Status
+from analysis.windows import groups
 
 SOURCE = "Hoffmann et al. 2022 (arXiv 2203.15556); Porian et al. 2024 (arXiv 2406.19146)"
 
@@ -72,7 +73,23 @@ def study(evidence: Evidence) -> Finding:
 def _approaches(runs: Runs) -> tuple[Allocation | Skipped, ...]:
     rule = cost_rule(runs)
     curves, draws, _ = isoflops(runs, rule)
-    return by_envelope(runs), by_isoflops(curves, draws, rule), _by_surface(runs)
+    return _by_envelope(runs), by_isoflops(curves, draws, rule), _by_surface(runs)
+
+
+def _by_envelope(runs: Runs) -> Allocation | Skipped:
+    """Unless most of its points are the smallest or the largest size of their budget: then it follows the sizes that
+    were chosen, not the best."""
+    best = set(envelope(runs).run_ids)
+    edges = inner = 0
+    for _, index in groups(runs):
+        sizes = runs.params[index]
+        there = np.array([runs.run_id[i] in best for i in index])
+        at_edge = (sizes == sizes.min()) | (sizes == sizes.max())
+        edges, inner = edges + int((there & at_edge).sum()), inner + int((there & ~at_edge).sum())
+    if edges > inner:
+        reason = f"{edges} of {edges + inner} points on the envelope are the smallest or the largest size of their budget"
+        return Skipped("approach 1", f"{reason}: it follows the sizes that were run, not the best")
+    return by_envelope(runs)
 
 
 def _by_surface(runs: Runs) -> Allocation | Skipped:

@@ -82,7 +82,7 @@ def study(evidence: Evidence) -> Finding:
     counts = by_count(once, table.params_kind)
     surfaces = {kind: _surface(runs) for kind, runs in counts.items()}
     of_params = {kind: _at_ample_data(runs, surfaces[kind]) for kind, runs in counts.items()}
-    joint = {kind: _joint(runs) for kind, runs in counts.items()}
+    joint = {kind: _joint(runs, surfaces[kind]) for kind, runs in counts.items()}
     steps = {kind: _steps(evidence, runs) for kind, runs in counts.items()}
     first = next(iter(counts))
     of_tokens = _at_ample_size(counts[first], surfaces[first])
@@ -120,8 +120,8 @@ def _named(name: str) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
 
 
 def _surface(runs: Runs) -> Member:
-    """E + A/N^alpha + B/D^beta, which tells where data or size are ample. Raises ValueError."""
-    members, skipped = fit_members(runs, (), beside=(SEPARABLE,), resamples=0)
+    """E + (A/N^a + B/D^b)^k, equation 1.5 with a floor: it tells where data or size are ample. Raises ValueError."""
+    members, skipped = fit_members(runs, (), beside=(COUPLED,), resamples=0)
     if not members:
         raise ValueError(skipped[0].reason)
     return members[0]
@@ -227,27 +227,29 @@ def _fitted(law: Law, runs: Runs, note: str = "") -> Part:
 # --- the laws of two ----------------------------------------------------------------------------------
 
 
-def _against(law: Law, floored: Law, runs: Runs, note: str = "") -> Part:
-    """`law`, unless the same form with an irreducible loss, `floored`, fits so much better that its zero is no zero."""
-    part = _fitted(law, runs, note)
+def _against(floored: Member | None, part: Part) -> Part:
+    """The part, unless the same form with an irreducible loss, `floored`, fits so much better that its zero is none."""
     if part.member is None:
         return part
-    members, _ = fit_members(runs, (), beside=(floored,), resamples=0)
-    if not members:
-        return replace(part, note="; ".join(filter(None, (note, "too few runs to tell whether there is a floor"))))
-    own, other = part.member.fit.rms_pct, members[0].fit.rms_pct
+    if floored is None:
+        return replace(part, note="; ".join(filter(None, (part.note, "too few runs to tell whether there is a floor"))))
+    own, other = part.member.fit.rms_pct, floored.fit.rms_pct
     if own > max(MISFIT * other, NOISE_PCT):
-        floor = members[0].fit.values["E"]
-        return Part(runs, refused=(
+        floor = floored.fit.values["E"]
+        return Part(part.runs, refused=(
             f"the law has no irreducible loss and misses these runs by {own:.2g}% rms, where the same form with one "
             f"(E = {floor:.3g} nats) misses by {other:.2g}%"))
     return part
 
 
-def _joint(runs: Runs) -> Part:
+def _floored(law: Law, runs: Runs) -> Member | None:
+    return next(iter(fit_members(runs, (), beside=(law,), resamples=0)[0]), None)
+
+
+def _joint(runs: Runs, surface: Member) -> Part:
     """Equation 1.5, with D of runs that see each token once."""
     seen = "D: tokens seen once, where the paper's is a data set trained on until the loss stops falling"
-    return _against(KAPLAN, COUPLED, runs, seen)
+    return _against(surface, _fitted(KAPLAN, runs, seen))
 
 
 def _overfitting(runs: Runs) -> Part:
@@ -269,7 +271,8 @@ def _overfitting(runs: Runs) -> Part:
             f"the loss stopped falling, with a longer run to show it, at {len(stopped)} pairs of size and data set; "
             f"the law takes {len(KAPLAN.unknowns) + 1}"))
     chosen = runs.take(np.array(sorted(stopped)))
-    return _against(KAPLAN, COUPLED, replace(chosen, tokens=chosen.unique_tokens))
+    chosen = replace(chosen, tokens=chosen.unique_tokens)
+    return _against(_floored(COUPLED, chosen), _fitted(KAPLAN, chosen))
 
 
 def _steps(evidence: Evidence, runs: Runs) -> Part:
@@ -299,7 +302,8 @@ def _steps(evidence: Evidence, runs: Runs) -> Part:
     least_steps = tokens / batch / (1 + critical / batch)
     told = "B_crit: the noise scale measured in these runs" if measured else (
         "B_crit: the paper's own (figure 10), by bytes; +grid=batch measures it")
-    return _against(KAPLAN_STEPS, SEPARABLE, as_runs(size, least_steps, loss), f"{where}; {told}")
+    taken = as_runs(size, least_steps, loss)
+    return _against(_floored(SEPARABLE, taken), _fitted(KAPLAN_STEPS, taken, f"{where}; {told}"))
 
 
 def _under_way(size: float, row: RunRow, course: Course | None) -> list[tuple]:
