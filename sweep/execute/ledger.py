@@ -28,7 +28,8 @@ COLUMNS = (
 
 run_id                digest of the run's spec, 12 hexadecimal digits
 group                 the set it is compared within (its budget, say)
-role                  fit | holdout | trunk (trained for the runs that branch off it; it has no loss to fit)
+role                  fit | holdout | trunk (trained for the runs that branch off it; it has no loss to fit) |
+                      arm (made otherwise than those to fit, for a study)
 status                planned | finished | failed | diverged
 arch                  architecture; decoder
 n_layer, d_model      count; width in coordinates

@@ -39,7 +39,7 @@ POSITIVE = (
     "max_hours model.width_step model.ff_ratio model.seq_len data.eval_tokens data.max_epochs data.vocab_size "
     "tokenizer.vocab_size optim.lr optim.base_width optim.base_depth optim.tokens_per_param optim.lr_at_tokens "
     "optim.batch_tokens optim.batch_at_tokens optim.micro_batch_tokens optim.eps optim.weight_decay_timescale "
-    "optim.clip grid.budgets grid.sizes "
+    "optim.clip schedule.warmup_tokens grid.budgets grid.sizes grid.arm_budgets grid.max_flops "
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
     "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "
     "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every executor.hang_minutes "
@@ -112,6 +112,8 @@ def _inconsistent(config: SweepConfig) -> list[str]:
     for key in ("grid.budgets", "grid.sizes", "grid.widths", "grid.param"):
         if lookup(config, key) == []:
             wrong.append(f"{key}: an empty list; give one value or more")
+    if beyond := set(lookup(config, "grid.arm_budgets") or ()) - set(lookup(config, "grid.budgets") or ()):
+        wrong.append(f"grid.arm_budgets: {sorted(beyond)} are none of grid.budgets, so there is nothing to compare with")
     if config.grid.kind == "isoflop" and not config.grid.size_ratio > 1:
         wrong.append(f"grid.size_ratio: {config.grid.size_ratio} is not above 1")
     if config.grid.kind == "lr":

@@ -83,7 +83,8 @@ def run_cost(planned: PlannedRun, measured: Measurement, evaluations: int) -> Co
             np.log([t.evaluation_seconds_per_token for t in timings]),
         )
     )
-    evaluated = 0 if spec.is_trunk else (evaluations * planned.own_share + 1) * spec.data.eval_tokens
+    last = not spec.is_trunk or evaluations > 0
+    evaluated = (evaluations * planned.own_share + last) * spec.data.eval_tokens
     seconds = measured.startup_seconds + planned.own_share * spec.flops / rate + evaluated * evaluating
     peak = np.exp(np.interp(here, work, np.log([t.peak_bytes for t in timings])))
     is_bound = any(t.is_bound for t in timings)

@@ -45,6 +45,8 @@ def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
     schedule = _schedule_spec(config, recipe, batch, steps, followed_steps)
     if schedule.warmup_steps + schedule.decay_steps > steps:
         follows, lower = "the size", "schedule.warmup_fraction or optim.tokens_per_param"
+        if config.schedule.warmup_tokens is not None:
+            follows, lower = "schedule.warmup_tokens", "schedule.warmup_tokens"
         if recipe.warmup_tokens is not None:
             follows, lower = f"optim.rule={config.optim.rule}", "the sizes"
         raise ConfigError(
@@ -122,8 +124,9 @@ def _schedule_spec(
 ) -> ScheduleSpec:
     schedule = config.schedule
     warmup = round(schedule.warmup_fraction * followed_steps)
-    if recipe.warmup_tokens is not None:
-        warmup = round(recipe.warmup_tokens / (batch * config.model.seq_len))
+    tokens = schedule.warmup_tokens if recipe.warmup_tokens is None else recipe.warmup_tokens
+    if tokens is not None:
+        warmup = round(tokens / (batch * config.model.seq_len))
     return ScheduleSpec(
         kind=schedule.kind,
         warmup_steps=warmup,

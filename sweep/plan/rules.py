@@ -132,7 +132,7 @@ RANGES = {
 _RATE = {"optim.lr", "optim.lr_at_tokens", "optim.lr_exponent"}
 _BATCH = {"optim.batch_tokens", "optim.batch_at_tokens", "optim.batch_exponent"}
 _EXPONENTS = {"optim.lr_at_tokens", "optim.lr_exponent", "optim.batch_exponent"}
-_PORIAN = _RATE | _BATCH | {"optim.beta1", "optim.beta2", "schedule.warmup_fraction"}
+_PORIAN = _RATE | _BATCH | {"optim.beta1", "optim.beta2", "schedule.warmup_fraction", "schedule.warmup_tokens"}
 UNUSED: dict[str, set[str]] = {
     "power": set(),
     "constant": _EXPONENTS | {"optim.batch_at_tokens"},

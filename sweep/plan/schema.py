@@ -146,6 +146,7 @@ class ScheduleConfig:
     final: float  # of the peak rate, at the end
     decay_fraction: Optional[float] = None  # of the steps; wsd
     decay: Optional[str] = None  # linear | sqrt; wsd
+    warmup_tokens: Optional[float] = None  # one warmup for all runs, in the place of warmup_fraction
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ class IsoflopGrid(Grid):
     extensions: int  # how many more sizes a budget may get to bracket its optimum
     seeds: int  # runs of every cell
     target: TargetConfig
+    arms: dict[str, Any] = field(default_factory=dict)  # name: keys that its runs differ in; they are in no fit
+    arm_budgets: Optional[list[float]] = None  # of grid.budgets, those at which the arms' cells are; null: all
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ class ProductGrid(Grid):
     flops: Optional[float] = None
     over: dict[str, Any] = field(default_factory=dict)  # every combination of the lists under it
     each: dict[str, Any] = field(default_factory=dict)  # beside each of those, each value of these lists alone
+    max_flops: Optional[float] = None  # dearer cells are left out
     target: TargetConfig = field(default_factory=lambda: TargetConfig(None, None))
 
 

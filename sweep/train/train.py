@@ -122,7 +122,7 @@ def build_learner(spec: RunSpec, execution: Execution) -> Learner:
 
 def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: Callable[[], bool]) -> RunResult:
     """Train one run to its end, from its checkpoint if it has one, else from its trunk's. A trunk leaves
-    its own behind, and is not evaluated. Where a trunk has left none, all updates are made here.
+    its own behind, and is evaluated at its end only where there are evaluations under way. Where a trunk has left none, all updates are made here.
 
     Returns a result with status "finished" or "diverged". Raises Stopped, after a checkpoint, once
     `should_stop()` is true; whatever else goes wrong is raised as it is.
@@ -174,6 +174,8 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
             if stop:
                 raise Stopped
     if spec.is_trunk:
+        if execution.evaluations:
+            metrics.evaluation(state, measure())
         state.seconds = before + time.monotonic() - started
         save(state=state)
         return result_for(spec, "finished", state.step, **_seen(spec, batches), **_timing(spec, state, execution, learner))
