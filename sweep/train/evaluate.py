@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from models.decoder import token_losses
+from sweep.train.distributed import gathered, own_blocks
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,15 @@ def evaluate(
     of one document are not, so it is a lower bound where documents are much longer than a block.
     """
     device = next(model.parameters()).device
-    block_loss = np.empty(len(blocks))
+    own = own_blocks(blocks)
+    block_loss = np.empty(len(own))
     with torch.no_grad():
-        for start in range(0, len(blocks), sequences):
-            tokens = torch.from_numpy(blocks[start : start + sequences]).to(device)
+        for start in range(0, len(own), sequences):
+            tokens = torch.from_numpy(own[start : start + sequences]).to(device)
             with autocast():
                 losses = token_losses(model, tokens)
             block_loss[start : start + sequences] = losses.double().mean(dim=1).cpu().numpy()
+    block_loss = gathered(block_loss)[: len(blocks)]
     tokens_in_block = blocks.shape[1] - 1
     spread = block_loss.std(ddof=1) if len(blocks) > 1 else math.nan
     text_bytes = int(block_bytes.sum())
