@@ -34,11 +34,11 @@ from sweep.execute.reuse import reusable, take_over
 from sweep.files import RunFolder, SweepFolder
 from sweep.hardware import Hardware, has_muon
 from sweep.places import THREADS, executor_for, hardware_for, is_remote
-from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
+from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure, shards
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
 from sweep.plan.order import makespan, parent_id
 from sweep.plan.plan import Corpus, micro_batch_sequences, notes, plan
-from sweep.plan.schema import ConfigError, SweepConfig
+from sweep.plan.schema import ConfigError, ExecutorConfig, SweepConfig
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import Shared, own_flops, share, whole_flops
 from sweep.tables import MOST_ROWS, console, plan_table
@@ -141,6 +141,8 @@ class Sweep:
             "compile": executor.compile,
             "compile_mode": executor.compile_mode,
             "parent": parent_id(planned),
+            "ranks": executor.ranks,
+            "shard": executor.shard,
         }
 
 
@@ -185,7 +187,7 @@ def run(config: SweepConfig) -> int:
     targets = [provisional] if provisional else []
     target_runs = planned_runs(config, [*sweep.cells, *targets], sweep.corpus).runs[len(first) :]
     check_optimizer(sweep.runs)
-    check_memory([*sweep.runs, *target_runs], hardware)
+    check_memory([*sweep.runs, *target_runs], hardware, config.executor)
     for note in notes(wanted):
         out.print(note, markup=False)
     show_cost(sweep, target_runs, out)
@@ -296,10 +298,15 @@ def check_optimizer(runs: Sequence[PlannedRun]) -> None:
         )
 
 
-def check_memory(runs: Sequence[PlannedRun], hardware: Hardware) -> None:
+def shared_by(planned: PlannedRun, hardware: Hardware, executor: ExecutorConfig) -> int:
+    """Over how many GPUs weights, gradients and moments of the run are spread."""
+    return shards(planned.spec, executor.ranks, executor.shard, hardware.memory_per_run)
+
+
+def check_memory(runs: Sequence[PlannedRun], hardware: Hardware, executor: ExecutorConfig) -> None:
     """Raise Refused for a run whose weights, gradients and moments alone do not fit."""
     for planned in runs:
-        need = least_bytes(planned.spec)
+        need = least_bytes(planned.spec) / shared_by(planned, hardware, executor)
         if need > hardware.memory_per_run:
             raise Refused(
                 f"{planned.group}, N={count_parameters(planned.spec.shape).non_embedding:,}: weights, gradients and "
@@ -334,7 +341,10 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
             measured = measure(shapes, sweep.execution(largest))
         except MeasurementFailed as error:
             raise Refused(f"{error}\nNothing was launched.") from error
-        costs = {run.run_id: run_cost(run, measured, config.executor.evaluations) for run in left}
+        executor = config.executor
+        costs = {
+            run.run_id: run_cost(run, measured, executor.evaluations, shared_by(run, hardware, executor)) for run in left
+        }
     out.print(plan_table([*sweep.runs, *target], costs, done))
     each = {run_id: cost.seconds for run_id, cost in costs.items()}
     seconds = makespan(sweep.runs, each, hardware.slots) + makespan(target, each, 1)

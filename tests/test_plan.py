@@ -151,3 +151,17 @@ def test_micro_batches_are_equal_parts_of_the_batch_within_the_limit(compose):
         assert parts == math.ceil(batch / most)  # no more parts than it takes
         assert part - batch // parts <= 1
     assert micro_batch_sequences(compose(*ISOFLOP, "optim.micro_batch_tokens=1"), 5) == 1
+
+
+def test_on_several_gpus_a_run_is_the_same_and_its_micro_batches_are_parts_of_each_one_s_share(compose):
+    constant = (*ISOFLOP, "optim.rule=constant", "optim.batch_tokens=1024")
+    config = compose(*constant, "executor.gpus_per_run=4", "optim.micro_batch_tokens=1280")
+    assert plan([cell(config, 2e6)], PLENTY) == plan([cell(compose(*constant), 2e6)], PLENTY)
+    assert [micro_batch_sequences(config, batch) for batch in (4, 40, 41, 64)] == [1, 10, 6, 8]
+
+
+def test_a_batch_that_does_not_go_round_the_gpus_is_refused(compose):
+    small = (*ISOFLOP, "optim.rule=constant", "optim.batch_tokens=384")
+    with pytest.raises(ConfigError, match="a batch of 3 x 128 tokens does not go round 4 GPUs"):
+        plan([cell(compose(*small, "executor.gpus_per_run=4"), 2e6)], PLENTY)
+    assert plan([cell(compose(*small, "executor.gpus_per_run=3"), 2e6)], PLENTY)

@@ -136,14 +136,21 @@ def _inconsistent(config: SweepConfig) -> list[str]:
 
 def _impossible_jobs(config: SweepConfig) -> list[str]:
     executor, wrong = config.executor, []
-    if executor.kind == "local":
-        return wrong
-    if executor.gpus_per_run > 1:
-        wrong.append(f"executor.gpus_per_run: {executor.gpus_per_run:g}; a run trains on one GPU, or a part of it")
-    if config.device == "cuda" and not executor.gpus_per_run:
+    gpus, local = executor.gpus_per_run, executor.kind == "local"
+    if gpus == 0 and local:
+        wrong.append("executor.gpus_per_run: 0; give null, or 1 and more")
+    if gpus == 0 and config.device == "cuda":
         wrong.append("executor.gpus_per_run: 0, and device=cuda; give 1, or say device=cpu")
-    if config.device == "cpu" and executor.gpus_per_run:
-        wrong.append(f"executor.gpus_per_run: {executor.gpus_per_run:g}, and device=cpu uses none; give 0")
+    if config.device == "cpu" and gpus:
+        wrong.append(f"executor.gpus_per_run: {gpus:g}, and device=cpu uses none; give {'null' if local else '0'}")
+    if executor.ranks < (gpus or 0):
+        wrong.append(f"executor.gpus_per_run: {gpus:g}; a run trains on a part of a GPU, or on one or several whole ones")
+    if executor.ranks > 1 and lookup(executor, "per_device") not in (None, 1):
+        wrong.append("executor.per_device: runs on several GPUs each have them to themselves; give 1")
+    if executor.shard is not None and executor.ranks == 1:
+        wrong.append("executor.shard: means nothing without executor.gpus_per_run of 2 or more")
+    if executor.shard and config.optim.kind == "muon":
+        wrong.append("executor.shard: optim=muon wants whole matrices on each GPU; leave null, or say optim=adamw")
     if executor.kind == "slurm" and executor.time <= executor.checkpoint_minutes:
         wrong.append(
             f"executor.time: {executor.time} minutes, and runs are told to stop {executor.checkpoint_minutes} before "

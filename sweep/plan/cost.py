@@ -18,7 +18,7 @@ BYTES_PER_PARAMETER = 16
 @dataclass(frozen=True)
 class Timing:
     """One measured shape: seconds and peak bytes of an update on a batch of this many tokens.
-    is_bound: nothing was run, and these are the least that it can take."""
+    is_bound: nothing was run, or not all of it, and these are the least that it can take."""
 
     flops_per_token: float
     batch_tokens: int
@@ -63,12 +63,25 @@ def least_bytes(spec: RunSpec) -> float:
     return float(BYTES_PER_PARAMETER * parameters.total - 4 * matrices)
 
 
-def run_cost(planned: PlannedRun, measured: Measurement, evaluations: int) -> Cost:
-    """Seconds and bytes of one run, without what its trunk does for it: log-log interpolation between the
+REPLICATED_MOST = 0.5  # assumption: the activations of a micro-batch want the other half of a GPU's memory
+
+
+def shards(spec: RunSpec, ranks: int, shard: bool | None, memory: float) -> int:
+    """Over how many of a run's `ranks` processes weights, gradients and moments are spread: 1 (each has all of them)
+    or all. As `shard` says, or, with None, where they take more than half of `memory`, the bytes of each process.
+
+    Never with Muon, whose update wants whole matrices.
+    """
+    wanted = least_bytes(spec) > REPLICATED_MOST * memory if shard is None else shard
+    return ranks if wanted and spec.optim.kind != "muon" else 1
+
+
+def run_cost(planned: PlannedRun, measured: Measurement, evaluations: int, shards: int = 1) -> Cost:
+    """Seconds and bytes (of each process) of one run, without what its trunk does for it: log-log interpolation between the
     measured shapes.
 
     Throughput (FLOP/s) is interpolated in FLOPs a step, and beyond the measured range taken as the
-    nearest measured one's; peak bytes are interpolated likewise but never below `least_bytes`.
+    nearest measured one's; peak bytes are interpolated likewise but never below the share of `least_bytes`.
     """
     spec, timings = planned.spec, measured.timings
     work = np.log([t.flops_per_token * t.batch_tokens for t in timings])
@@ -88,4 +101,4 @@ def run_cost(planned: PlannedRun, measured: Measurement, evaluations: int) -> Co
     seconds = measured.startup_seconds + planned.own_share * spec.flops / rate + evaluated * evaluating
     peak = np.exp(np.interp(here, work, np.log([t.peak_bytes for t in timings])))
     is_bound = any(t.is_bound for t in timings)
-    return Cost(float(seconds), max(float(peak), least_bytes(spec)), is_bound)
+    return Cost(float(seconds), max(float(peak), least_bytes(spec) / shards), is_bound)

@@ -34,6 +34,11 @@ def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
     config = cell.config
     recipe = rules.recipe(config.optim, cell.params, cell.tokens)
     batch = batch_sequences(recipe, cell.shape.seq_len)
+    if batch < config.executor.ranks:
+        raise ConfigError(
+            f"{where}: a batch of {batch} x {cell.shape.seq_len} tokens does not go round {config.executor.ranks} GPUs. "
+            "Lower executor.gpus_per_run or raise optim.batch_tokens. Nothing was launched."
+        )
     steps = round(cell.tokens / (batch * cell.shape.seq_len))
     if steps < 1:
         raise ConfigError(
@@ -137,7 +142,8 @@ def _schedule_spec(
 
 
 def micro_batch_sequences(config: SweepConfig, batch: int) -> int:
-    """Sequences at once: equal parts of the batch of at most optim.micro_batch_tokens."""
+    """Sequences at once, on each GPU: equal parts of its share of the batch of at most optim.micro_batch_tokens."""
     most = max(1, config.optim.micro_batch_tokens // config.model.seq_len)
-    parts = -(-batch // most)
-    return -(-batch // parts)
+    share = -(-batch // config.executor.ranks)
+    parts = -(-share // most)
+    return -(-share // parts)

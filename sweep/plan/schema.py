@@ -236,18 +236,25 @@ class ExecutorConfig:
     evaluations: int  # of the held-out loss before the end of a run
     compile: bool
     compile_mode: str  # torch.compile's; reduce-overhead replays CUDA graphs, for models of many small operations
+    shard: Optional[bool]  # weights and moments over the GPUs of a run; null: where one would be too full of them
+
+    @property
+    def ranks(self) -> int:
+        """Processes of a run, which share each of its batches: one on each of its GPUs."""
+        return max(1, int(self.gpus_per_run or 1))
 
 
 @dataclass(frozen=True)
 class LocalExecutorConfig(ExecutorConfig):
-    slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU
+    slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU (of gpus_per_run one)
     per_device: int
+    gpus_per_run: Optional[int]  # null: one, if any
 
 
 @dataclass(frozen=True)
 class SlurmExecutorConfig(ExecutorConfig):
     slots: int  # jobs to hold in the queue at one time
-    gpus_per_run: int  # 0 or 1
+    gpus_per_run: int  # of one node
     partition: Optional[str]  # null: the cluster's default
     account: Optional[str]
     memory_gb: Optional[float]  # of the host, of each run; null: the cluster's default
@@ -261,7 +268,7 @@ class SlurmExecutorConfig(ExecutorConfig):
 class RayExecutorConfig(ExecutorConfig):
     address: Optional[str]  # of a cluster, or "auto"; null: one on this machine
     slots: Optional[int]  # tasks at a time; null: as many as the cluster has room for
-    gpus_per_run: float  # a fraction packs several runs on a GPU
+    gpus_per_run: float  # of one node; a fraction packs several runs on a GPU
 
 
 @dataclass(frozen=True)
