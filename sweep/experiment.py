@@ -134,7 +134,7 @@ class Sweep:
             "device": self.hardware.device,
             "threads": THREADS,
             "data_folder": self.data_folder,
-            "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.batch_sequences),
+            "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.most_sequences),
             "log_every": executor.log_every,
             "evaluations": executor.evaluations,
             "checkpoint_seconds": executor.checkpoint_seconds,
@@ -336,7 +336,7 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
     if left and not is_remote(config):
         shapes = shapes_to_measure(left)
         out.print(f"measuring {len(shapes)} of the plan's shapes on this hardware")
-        largest = max(left, key=lambda planned: micro_batch_sequences(config, planned.spec.batch_sequences))
+        largest = max(left, key=lambda planned: micro_batch_sequences(config, planned.spec.most_sequences))
         try:
             measured = measure(shapes, sweep.execution(largest))
         except MeasurementFailed as error:

@@ -16,6 +16,7 @@ from models.decoder import Decoder, token_losses
 from models.transfer import initialise, output_multiplier
 from sweep.data.batches import TokenBatches, heldout_blocks
 from sweep.files import RunFolder, read_json
+from sweep.plan.batch import BatchSpec
 from sweep.plan.trunks import trunk_of
 from sweep.train.checkpoint import load_checkpoint
 from sweep.train.evaluate import evaluate
@@ -232,7 +233,7 @@ def test_accumulated_gradients_are_the_whole_batch_s(tiny_spec, execution, tmp_p
     )
     assert parts.loss == pytest.approx(whole.loss, abs=1e-4)
 
-    tokens = torch.from_numpy(TokenBatches(corpus, 16, spec.batch_sequences, spec.seed).batch(0))
+    tokens = torch.from_numpy(TokenBatches(corpus, 16, spec.batch, spec.seed).batch(0))
     gradients = []
     for size in (8, sequences):
         learner = build_learner(spec, replace(execution, micro_batch_sequences=size))
@@ -246,7 +247,7 @@ def test_accumulated_gradients_are_the_whole_batch_s(tiny_spec, execution, tmp_p
 
 
 def test_the_gradient_is_clipped_and_its_norm_logged_as_it_was(tiny_spec, execution, corpus):
-    tokens = torch.from_numpy(TokenBatches(corpus, 16, 8, 0).batch(0))
+    tokens = torch.from_numpy(TokenBatches(corpus, 16, BatchSpec(8), 0).batch(0))
     norms = []
     for clip in (1e9, 1e-3):
         learner = build_learner(tiny_spec(optim={"clip": clip}), execution)
@@ -340,7 +341,7 @@ def test_an_update_is_adamw_s_at_the_scheduled_rate(tiny_spec, execution, corpus
     plain = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, foreach=False
     )
-    batches = TokenBatches(corpus, 16, spec.batch_sequences, spec.seed)
+    batches = TokenBatches(corpus, 16, spec.batch, spec.seed)
     for step, factor in enumerate((0.5, 1.0, 1.0)):
         tokens = torch.from_numpy(batches.batch(step))
         learner.update(step, tokens)

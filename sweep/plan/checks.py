@@ -37,8 +37,8 @@ CHOICES = {
 }
 POSITIVE = (
     "max_hours model.width_step model.ff_ratio model.seq_len data.eval_tokens data.max_epochs data.vocab_size "
-    "tokenizer.vocab_size optim.lr optim.base_width optim.base_depth optim.tokens_per_param optim.lr_at_tokens "
-    "optim.batch_tokens optim.batch_at_tokens optim.micro_batch_tokens optim.eps optim.weight_decay_timescale "
+    "tokenizer.vocab_size optim.lr optim.embedding_rate optim.base_width optim.base_depth optim.tokens_per_param optim.lr_at_tokens "
+    "optim.batch_tokens optim.batch_at_tokens optim.least_batch_tokens optim.micro_batch_tokens optim.eps optim.weight_decay_timescale "
     "optim.clip schedule.warmup_tokens grid.budgets grid.sizes grid.arm_budgets grid.max_flops "
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
     "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "

@@ -48,11 +48,17 @@ class Cost:
 
 def shapes_to_measure(runs: Sequence[PlannedRun], most: int = 5) -> list[RunSpec]:
     """At most `most` runs' specs that span the plan by FLOPs a step, smallest first."""
-    by_work = {run.spec.flops / run.spec.steps: run.spec for run in runs}
+    by_work = {largest_update(run.spec): run.spec for run in runs}
     ordered = [by_work[work] for work in sorted(by_work)]
     if len(ordered) <= most:
         return ordered
     return [ordered[round(i)] for i in np.linspace(0, len(ordered) - 1, most)]
+
+
+def largest_update(spec: RunSpec) -> float:
+    """FLOPs of the run's last update. Where batches grow, most tokens go through such ones or some of half their
+    size."""
+    return training_flops_per_token(spec.shape) * spec.most_sequences * spec.shape.seq_len
 
 
 def least_bytes(spec: RunSpec) -> float:
@@ -85,7 +91,7 @@ def run_cost(planned: PlannedRun, measured: Measurement, evaluations: int, shard
     """
     spec, timings = planned.spec, measured.timings
     work = np.log([t.flops_per_token * t.batch_tokens for t in timings])
-    here = np.log(spec.flops / spec.steps)
+    here = np.log(largest_update(spec))
     speed = [t.flops_per_token * t.batch_tokens / t.seconds_per_step for t in timings]
     rate = np.exp(np.interp(here, work, np.log(speed)))
     per_token = training_flops_per_token(spec.shape)

@@ -32,11 +32,13 @@ class ScaleConfig:
     base_width: int
     base_depth: int
     lr: float
+    embedding_rate: float
     lr_at_tokens: float
     lr_exponent: float
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
+    least_batch_tokens: int
     micro_batch_tokens: int
     tokens_per_param: float
     weight_decay_timescale: Optional[float]
@@ -113,7 +115,8 @@ class TokenizerConfig:
 class OptimConfig:
     """The optimizer, and the rule by which rate and batch follow a run's N and D (sweep/plan/rules.py):
     with `power`, batch = batch_tokens · (D / batch_at_tokens)^batch_exponent in whole sequences, and
-    peak rate = lr · (D / lr_at_tokens)^lr_exponent at width base_width."""
+    peak rate = lr · (D / lr_at_tokens)^lr_exponent at width base_width. With follows=size the batch is that of
+    the tokens seen so far (sweep/plan/batch.py)."""
 
     kind: str  # adamw | muon: Muon for the matrices in the layers, AdamW for the rest
     rule: str  # power | constant | sqrt | olmo | porian | steplaw
@@ -122,11 +125,13 @@ class OptimConfig:
     lr: float
     base_width: int  # where the rate is what it says; param=mup and completep
     base_depth: int  # likewise, in layers; param=completep
+    embedding_rate: float  # factor on the rate of an untied input embedding
     lr_at_tokens: float
     lr_exponent: float
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
+    least_batch_tokens: int  # no batch is smaller, and one that grows starts from here
     micro_batch_tokens: int  # at most this many tokens go through the model at once
     beta1: float
     beta2: float

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from models.count import training_flops_per_token
-from sweep.plan.cost import Timing, least_bytes, shards
+from sweep.plan.cost import Timing, largest_update, least_bytes, shards
 from sweep.plan.spec import RunSpec
 from sweep.train.distributed import device_memory
 from sweep.train.evaluate import evaluate
@@ -38,7 +38,7 @@ def main() -> None:
     # a worker is forked from a process that has torch imported: what is left is to make the device ready
     startup, timings = time.perf_counter() - started, []
     for spec in (RunSpec.from_json(spec) for spec in request["specs"]):
-        too_long = spec.flops / spec.steps / peak / execution.ranks > MOST_STEP_SECONDS
+        too_long = largest_update(spec) / peak / execution.ranks > MOST_STEP_SECONDS
         shared_by = shards(spec, execution.ranks, execution.shard, device_memory(execution.device))
         untried = too_long or shared_by > 1
         timings.append(asdict(bound(spec, peak, execution.ranks, shared_by) if untried else measure(spec, execution)))
@@ -62,8 +62,8 @@ def bound(spec: RunSpec, peak: float, ranks: int, shards: int) -> Timing:
     per_token = training_flops_per_token(spec.shape)
     return Timing(
         flops_per_token=per_token,
-        batch_tokens=spec.batch_tokens,
-        seconds_per_step=per_token * spec.batch_tokens / peak / ranks,
+        batch_tokens=spec.most_sequences * spec.shape.seq_len,
+        seconds_per_step=largest_update(spec) / peak / ranks,
         evaluation_seconds_per_token=per_token / 3 / peak / ranks,
         peak_bytes=int(least_bytes(spec) / shards),
         is_bound=True,
@@ -75,7 +75,7 @@ def measure(spec: RunSpec, execution: Execution) -> Timing:
     a bound, since what they send each other comes on top."""
     learner = build_learner(spec, execution)
     generator = torch.Generator().manual_seed(0)
-    sequences = math.ceil(spec.batch_sequences / execution.ranks)
+    sequences = math.ceil(spec.most_sequences / execution.ranks)
     tokens = torch.randint(spec.shape.vocab_size, (sequences, spec.shape.seq_len + 1), generator=generator)
     on_device = tokens.to(learner.device)
     for _ in range(WARMUP_STEPS):
@@ -92,7 +92,7 @@ def measure(spec: RunSpec, execution: Execution) -> Timing:
     evaluation = time.perf_counter() - started
     return Timing(
         flops_per_token=training_flops_per_token(spec.shape),
-        batch_tokens=spec.batch_tokens,
+        batch_tokens=spec.most_sequences * spec.shape.seq_len,
         seconds_per_step=elapsed / steps,
         evaluation_seconds_per_token=evaluation / (len(blocks) * spec.shape.seq_len) / execution.ranks,
         peak_bytes=peak_bytes(execution.device),

@@ -139,7 +139,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     """
     learner = build_learner(spec, execution)
     data = Path(execution.data_folder)
-    batches = TokenBatches(data, spec.shape.seq_len, spec.batch_sequences, spec.seed if spec.order_seed is None else spec.order_seed)
+    batches = TokenBatches(data, spec.shape.seq_len, spec.batch, spec.seed if spec.order_seed is None else spec.order_seed)
     blocks, block_bytes = heldout_blocks(data, spec.shape.seq_len, spec.data.eval_tokens)
 
     def measure() -> Evaluation:
@@ -236,7 +236,7 @@ def _diverged(
 
 
 def _timing(spec: RunSpec, state: TrainingState, execution: Execution, learner: Learner) -> dict:
-    own_tokens = (state.step - state.from_step) * spec.batch_tokens
+    own_tokens = spec.tokens_after(state.step) - spec.tokens_after(state.from_step)
     return {
         "wall_seconds": round(state.seconds, 3),
         "tokens_per_second": round(own_tokens / max(state.seconds, 1e-9), 1),
@@ -281,7 +281,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, spec: RunSpec, resume_after: int) -> None:
         """Drop the lines after step `resume_after`: the run is about to write them again."""
-        self.path, self.spec, self.flops_per_step = path, spec, spec.flops / spec.steps
+        self.path, self.spec, self.flops_per_token = path, spec, spec.flops / spec.tokens
         if not distributed.is_first():
             return
         kept = []
@@ -303,10 +303,11 @@ class MetricsLog:
     def _write(self, state: TrainingState, **values: float) -> None:
         if not distributed.is_first():
             return
+        tokens = self.spec.tokens_after(state.step)
         line = {
             "step": state.step,
-            "tokens": state.step * self.spec.batch_tokens,
-            "flops": state.step * self.flops_per_step,
+            "tokens": tokens,
+            "flops": tokens * self.flops_per_token,
             **values,
             "seconds": round(state.seconds, 3),
         }
