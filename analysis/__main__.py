@@ -18,11 +18,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from analysis import store
 from analysis.api import laws_named
+from analysis.finding import lines as found_lines
 from analysis.health import of_predicted, with_health
 from analysis.prediction import Model, model, optimal_target, predict
 from analysis.rates import lines
-from analysis.study import DEFAULT_EXTRAPOLATION, is_target, losses_of_predicted, measure, study, unfitted
-from analysis.sweep import plan_facts
+from analysis.studies import Courses, Evidence, findings, load
+from analysis.study import (
+    DEFAULT_EXTRAPOLATION,
+    is_target,
+    losses_of_predicted,
+    measure,
+    study,
+    unfitted,
+    with_losses,
+)
+from analysis.sweep import plan_facts, planned_studies
 from analysis.table import SWEEP_RULES, Rules, Spot, Table, read_table, read_targets
 from analysis.values import Analysis, Prediction, Target
 
@@ -50,6 +60,7 @@ class Request:
     tokens: float | None
     flops: float | None
     rules: Rules
+    studies: tuple[str, ...] = ()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="analysis")
@@ -91,12 +102,16 @@ def as_request(config: Mapping[str, Any]) -> Request:
                 for name in ("min_tokens_per_param", "min_steps")
             }
         ),
+        studies=_studies(config["studies"]),
     )
 
 
 def run(request: Request) -> None:
     """Read, fit, predict, write, say where. Raises ValueError (the table, the target) or OSError."""
     folder = request.runs.parent if request.is_sweep else None
+    studies = tuple(dict.fromkeys((*(planned_studies(folder) if folder else ()), *request.studies)))
+    for name in studies:
+        load(name)
     table = with_health(read_table(request.runs, request.columns, request.rules), folder)
     laws = laws_named(request.law, table.runs)
     targets = read_targets(request.targets, request.columns) if request.targets else ()
@@ -104,17 +119,28 @@ def run(request: Request) -> None:
     title = request.runs.resolve().parent.name if request.is_sweep else request.runs.name
     planned, entropy_rate = plan_facts(request.runs.parent) if request.is_sweep else ({}, None)
     told = {**planned, **metadata(request)}
+    courses = Courses(folder) if folder else {}
     try:
         known = model(table.runs, laws)
     except ValueError as error:
-        analysis = unfitted(table, str(error), title=title, metadata=told)
+        found = findings(studies, Evidence(table, courses))
+        analysis = unfitted(table, str(error), title=title, metadata=told, findings=found)
         say_result(analysis, write(analysis, request.out))
         return
     predictions = make_predictions(request, table, known, targets)
     losses = losses_of_predicted(table, predictions)
     predictions = tuple(measure(prediction, table, losses) for prediction in predictions)
     table = of_predicted(table, folder, set(losses))
-    analysis = study(table, known, predictions, losses, title=title, metadata=told, entropy_rate=entropy_rate)
+    analysis = study(
+        table,
+        known,
+        predictions,
+        losses,
+        title=title,
+        metadata=told,
+        entropy_rate=entropy_rate,
+        findings=findings(studies, Evidence(with_losses(table, losses), courses)),
+    )
     page = write(analysis, request.out)
     say_result(analysis, page)
 
@@ -222,7 +248,7 @@ def say_result(analysis: Analysis, page: Path) -> None:
         print(
             f"approach {allocation.approach}{method}: N_opt ∝ C^{a.value:.3f} (90% {a.lo:.3f} to {a.hi:.3f})"
         )
-    for line in lines(analysis.rates)[-20:] if analysis.rates else ():
+    for line in (*(lines(analysis.rates)[-20:] if analysis.rates else ()), *found_lines(analysis.findings)):
         print(line)
     for prediction in analysis.predictions[-5:]:
         print(_described(prediction))
@@ -267,6 +293,13 @@ def _law(value: Any) -> str | tuple[str, ...]:
     if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
         return tuple(value)
     raise UsageError(f"law={value}: wanted auto, a law's name, or a list of names")
+
+
+def _studies(value: Any) -> tuple[str, ...]:
+    """Raises UsageError: no list of names."""
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    raise UsageError(f"studies={value}: wanted a list of names, [noise,shape] say")
 
 
 def _number(name: str, value: Any, default: float | None, above: float) -> float | None:

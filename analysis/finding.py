@@ -5,6 +5,7 @@ A study computes them (analysis/studies/), analysis/report/findings.py draws the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,3 +81,10 @@ class Finding:
     chart: Chart | None = None
     notes: tuple[str, ...] = ()
     refused: str = ""
+
+
+def lines(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """What a terminal says of each: what was found and what it means, or why nothing."""
+    return tuple(
+        f"{f.title}: no number: {f.refused}" if f.refused else f"{f.title}: {f.found} {f.means}" for f in findings
+    )

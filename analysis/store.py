@@ -77,6 +77,7 @@ def write_fits(path: Path, analysis: Analysis) -> None:
     """Every fitted number: laws, isoFLOP curves, exponents, backtests, the verdict and its reasons."""
     names = ("params_kind", "flops_kind", "verdict", "reasons", "problems", "fits", "isoflops", "allocations")
     names += ("remedies", "isoflop_bias", "conventions", "advice", "backtests", "skipped", "entropy", "rates")
+    names += ("findings",)
     content = {name: as_json(getattr(analysis, name)) for name in (*names, "frontier")}
     content["range"] = fitted_range(analysis.runs)
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -103,7 +104,7 @@ def as_json(value: Any) -> Any:
         return [as_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+    return as_json(value.tolist()) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def write_text(path: Path, text: str) -> None:

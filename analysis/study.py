@@ -11,6 +11,7 @@ import numpy as np
 from analysis.allocate import envelope
 from analysis.design import helpful_runs
 from analysis.discrepancy import MOST_RUNS
+from analysis.finding import Finding
 from analysis.health import concerns
 from analysis.prediction import Model, frontier, optimal_target, predict
 from analysis.published import PUBLISHED
@@ -108,6 +109,7 @@ def study(
     title: str,
     metadata: Mapping[str, str] | None = None,
     entropy_rate: float | None = None,
+    findings: Sequence[Finding] = (),
 ) -> Analysis:
     """Put everything together.
 
@@ -127,7 +129,7 @@ def study(
         params_kind=table.params_kind,
         flops_kind=table.flops_kind,
         runs=known.runs,
-        rows=tuple(_as_shown(row, losses, known) for row in table.rows),
+        rows=tuple(_as_shown(row, known) for row in with_losses(table, losses).rows),
         exclusions=(*table.exclusions, *known.outliers),
         fits=known.fits,
         isoflops=known.isoflops,
@@ -155,19 +157,27 @@ def study(
         records_by_distance=records_by_distance(known.backtests),
         rates=study_rates(table.rows),
         health=table.health,
+        findings=tuple(findings),
         metadata=dict(metadata or {}),
     )
 
 
-def unfitted(table: Table, reason: str, *, title: str, metadata: Mapping[str, str] | None = None) -> Analysis:
-    """What a table shows to which no law can be fitted: its rate grids, its runs and their health.
+def unfitted(
+    table: Table,
+    reason: str,
+    *,
+    title: str,
+    metadata: Mapping[str, str] | None = None,
+    findings: Sequence[Finding] = (),
+) -> Analysis:
+    """What a table shows to which no law can be fitted: its studies, its rate grids, its runs and their health.
 
     Args:
         reason: why there is no law.
-    Raises ValueError(reason): it has no rate grid, so there is nothing to show.
+    Raises ValueError(reason): it has neither a study nor a rate grid, so there is nothing to show.
     """
     rates = study_rates(table.rows)
-    if rates is None:
+    if rates is None and not findings:
         raise ValueError(reason)
     return Analysis(
         title=title,
@@ -186,9 +196,10 @@ def unfitted(table: Table, reason: str, *, title: str, metadata: Mapping[str, st
         predictions=(),
         verdict=Verdict.NOT_SUPPORTED,
         reasons=(f"no law was fitted: {reason.split('. ')[0]}",),
-        problems=(*_rate_problems(rates), *_excluded(table), *table.notes),
+        problems=(*(_rate_problems(rates) if rates else ()), *_excluded(table), *table.notes),
         rates=rates,
         health=table.health,
+        findings=tuple(findings),
         metadata=dict(metadata or {}),
     )
 
@@ -200,11 +211,17 @@ def _advice(known: Model, judged: Prediction) -> tuple[HelpfulRun, ...]:
     return helpful_runs(known.runs, judged.target, separable)
 
 
-def _as_shown(row: RunRow, losses: Losses, known: Model) -> RunRow:
-    """With a predicted holdout's loss, and the reason why an outlier is in no fit."""
-    if row.run_id in losses:
-        loss, loss_se = losses[row.run_id]
-        return replace(row, loss=loss, loss_se=loss_se)
+def with_losses(table: Table, losses: Losses) -> Table:
+    """`table` with the losses of its predicted holdouts in their rows."""
+    rows = (
+        replace(row, loss=losses[row.run_id][0], loss_se=losses[row.run_id][1]) if row.run_id in losses else row
+        for row in table.rows
+    )
+    return replace(table, rows=tuple(rows))
+
+
+def _as_shown(row: RunRow, known: Model) -> RunRow:
+    """With the reason why an outlier is in no fit."""
     reason = next((outlier.reason for outlier in known.outliers if outlier.run_id == row.run_id), None)
     return replace(row, reason=reason) if reason else row
 

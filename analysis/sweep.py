@@ -14,7 +14,8 @@ from pathlib import Path
 from analysis import store
 from analysis.health import of_predicted, with_health
 from analysis.prediction import model, optimal_range, predict
-from analysis.study import is_target, losses_of_predicted, measure, study, unfitted
+from analysis.studies import Courses, Evidence, findings
+from analysis.study import is_target, losses_of_predicted, measure, study, unfitted, with_losses
 from analysis.table import SWEEP_RULES, Rules, Table, TableError, read_table
 from analysis.values import Analysis, Prediction, Target, TargetChoice
 
@@ -106,8 +107,8 @@ def score(folder: Path) -> tuple[Prediction, ...]:
 def analyse(folder: Path) -> Analysis:
     """Everything the report shows of a sweep; also writes report/fits.json and the tables beside it.
 
-    Where too few runs are there to fit anything, what its rate grids show.
-    Raises ValueError (TableError for the table): neither a fit nor a rate grid.
+    Where too few runs are there to fit anything, what its studies and rate grids show.
+    Raises ValueError (TableError for the table): neither a fit nor a study nor a rate grid.
     """
     folder = Path(folder)
     table = runs_table(folder)
@@ -115,15 +116,18 @@ def analyse(folder: Path) -> Analysis:
     losses = losses_of_predicted(table, predictions)
     table = of_predicted(table, folder, set(losses))
     metadata, entropy_rate = plan_facts(folder)
-    title = folder.resolve().name
+    evidence = Evidence(with_losses(table, losses), Courses(folder))
+    told = {
+        "title": folder.resolve().name,
+        "metadata": metadata,
+        "findings": findings(planned_studies(folder), evidence),
+    }
     try:
         known = model(table.runs)
     except ValueError as error:
-        analysis = unfitted(table, str(error), title=title, metadata=metadata)
+        analysis = unfitted(table, str(error), **told)
     else:
-        analysis = study(
-            table, known, predictions, losses, title=title, metadata=metadata, entropy_rate=entropy_rate
-        )
+        analysis = study(table, known, predictions, losses, entropy_rate=entropy_rate, **told)
     store.write_results(folder / "report", analysis)
     return analysis
 
@@ -138,16 +142,25 @@ def plan_facts(folder: Path) -> tuple[dict[str, str], float | None]:
 
     Raises ValueError: not JSON.
     """
-    path = folder / "plan.json"
-    if not path.exists():
-        return {}, None
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    plan = _plan(folder)
     told = {
         name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for name, value in plan.items()
         if name != "runs"
     }
     return told, (plan.get("corpus") or {}).get("entropy_rate")
+
+
+def planned_studies(folder: Path) -> tuple[str, ...]:
+    """The studies that a sweep's grid names; none where there is no plan.json. Raises ValueError: not JSON."""
+    return tuple(_plan(folder).get("config", {}).get("grid", {}).get("studies", ()))
+
+
+def _plan(folder: Path) -> dict:
+    path = folder / "plan.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error

@@ -35,6 +35,11 @@ ALIASES = {
     "d_model": ("d_model", "width"),
     "param": ("param", "parametrisation", "parametrization"),
     "bits_per_byte": ("bits_per_byte",),
+    "seed": ("seed",),
+    "order_seed": ("order_seed", "data_seed"),
+    "n_head": ("n_head", "heads"),
+    "d_ff": ("d_ff",),
+    "params_total": ("params_total",),
 }
 """Names a column is known by where the user names none, the first that is there."""
 
@@ -47,9 +52,10 @@ ROLES = {
     "false": "fit",
     "": "fit",
     "trunk": "trunk",
+    "arm": "arm",
 }
 """What stands in a role column, and the role it means. A trunk is what other runs branch off: its rate
-never comes down, so it is in no fit."""
+never comes down, so it is in no fit. Nor is an arm, a run made otherwise than those to fit, for a study."""
 
 DIGITS = 6
 """Significant digits of a loss from which two runs of one N and D that share them are one run. Assumption:
@@ -128,7 +134,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
     seen: dict[tuple, str] = {}
     for i in range(len(records)):
         row = reader.row(i)
-        if row.role == "trunk":
+        if row.role in ("trunk", "arm"):
             rows.append(row)
             continue
         if row.role == "holdout":
@@ -367,7 +373,7 @@ class _Reader:
     def row(self, i: int) -> RunRow:
         role_text = self.text(i, "role").lower()
         if role_text not in ROLES:
-            raise self.error(i, "role", "'fit', 'holdout' or 'trunk' (or 0 or 1 for the first two)")
+            raise self.error(i, "role", "'fit', 'holdout', 'trunk' or 'arm' (or 0 or 1 for the first two)")
         role = ROLES[role_text]
         holdout = role == "holdout"
         params, tokens, flops = (self.positive(i, name) for name in ("params", "tokens", "flops"))
@@ -392,6 +398,9 @@ class _Reader:
             d_model=self.if_any(i, "d_model"),
             param=self.text(i, "param"),
             bits_per_byte=None if holdout else self.if_any(i, "bits_per_byte"),
+            seed=self.text(i, "seed"),
+            order_seed=self.text(i, "order_seed"),
+            **{name: self.if_any(i, name) for name in ("n_head", "d_ff", "params_total")},
         )
 
     def exclusion(self, i: int, row: RunRow, rules: Rules) -> str:

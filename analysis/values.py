@@ -25,6 +25,7 @@ from analysis.compute_optimal import (  # noqa: F401, also imported from here
     Surface,
 )
 from analysis.estimate import LEVEL, Estimate  # noqa: F401
+from analysis.finding import Finding
 from analysis.law_fit import Basin, LawFit, Parameter, Status  # noqa: F401
 
 
@@ -92,6 +93,8 @@ class RunRow:
 
     `loss` of a holdout is None until its prediction has been written. None elsewhere: not given.
     lr: the peak rate. param: the parametrisation under which widths share a rate, "" where not given.
+    seed, order_seed: labels of the initialisation's and of the data order's, "" where not given (the order
+    then follows the seed).
     """
 
     run_id: str
@@ -111,6 +114,11 @@ class RunRow:
     d_model: float | None = None
     param: str = ""
     bits_per_byte: float | None = None
+    seed: str = ""
+    order_seed: str = ""
+    n_head: float | None = None
+    d_ff: float | None = None
+    params_total: float | None = None
 
 
 @dataclass(frozen=True)
@@ -415,6 +423,7 @@ class Analysis:
     advice: runs that would help most, where the verdict is not "supported".
     surface: what is predicted over N and D, as far as the runs and targets reach.
     rates: the rate grids in the table, None where it has none. health: what is wrong with finished runs.
+    findings: what the studies that were asked for found, in their order.
     records: each law's backtests, by law; records_by_distance: the same, by law and distance.
     metadata: how to do it again (command, versions, corpus fingerprint, config, ...), in order.
     """
@@ -447,4 +456,5 @@ class Analysis:
     records_by_distance: tuple[TrackRecord, ...] = ()
     rates: RateStudy | None = None
     health: tuple[HealthFinding, ...] = ()
+    findings: tuple[Finding, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)

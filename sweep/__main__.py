@@ -20,7 +20,8 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def at_scale(asked: str, cpu: object, gpu: object) -> object:
     """Resolver: `gpu` at gpu scale or where auto finds a GPU, else `cpu`."""
-    return gpu if asked == "gpu" or asked == "auto" and has_gpu() else cpu
+    chosen = gpu if asked == "gpu" or asked == "auto" and has_gpu() else cpu
+    return OmegaConf.create(chosen) if isinstance(chosen, list) else chosen
 
 
 def times_largest(factor: float, values: list[float]) -> float:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis import sweep as analysis
+from analysis.finding import lines as found_lines
 from analysis.rates import lines
 from analysis.report import write_report
+from analysis.studies import load
 from analysis.values import Prediction, Target
 from models.count import count_parameters
 from sweep import provenance
@@ -28,14 +30,15 @@ from sweep.execute.ledger import FINAL, Ledger
 from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
 from sweep.execute.progress import progress_for
-from sweep.files import SweepFolder
+from sweep.execute.reuse import reusable, take_over
+from sweep.files import RunFolder, SweepFolder
 from sweep.hardware import Hardware, has_muon
 from sweep.places import THREADS, executor_for, hardware_for, is_remote
-from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
+from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure, shards
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
 from sweep.plan.order import makespan, parent_id
 from sweep.plan.plan import Corpus, micro_batch_sequences, notes, plan
-from sweep.plan.schema import ConfigError, SweepConfig
+from sweep.plan.schema import ConfigError, ExecutorConfig, SweepConfig
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import Shared, own_flops, share, whole_flops
 from sweep.tables import MOST_ROWS, console, plan_table
@@ -80,7 +83,9 @@ class Sweep:
         provenance.write_plan(self.folder, self.config, self.facts, self.runs, self.notes)
 
     def settle_from_ledger(self) -> None:
-        """Take over what an earlier command brought to an end that no repetition would change."""
+        """Take over what an earlier command, or another sweep, brought to an end that no repetition would
+        change."""
+        self.notes += take_over(self.folder, self.reusable(self.runs))
         self.write()
         ledger = Ledger(self.folder, self.runs)
         ledger.write()
@@ -89,6 +94,9 @@ class Sweep:
             if result is not None and result["status"] in FINAL:
                 settled = Outcome(run.run_id, result["status"], result.get("reason"), 0, result)
                 self.outcomes.setdefault(run.run_id, settled)
+
+    def reusable(self, runs: Sequence[PlannedRun]) -> dict[str, RunFolder]:
+        return reusable(self.folder, runs, self.execution) if self.config.reuse else {}
 
     def pending(self) -> list[PlannedRun]:
         return [run for run in self.runs if run.run_id not in self.outcomes]
@@ -126,13 +134,15 @@ class Sweep:
             "device": self.hardware.device,
             "threads": THREADS,
             "data_folder": self.data_folder,
-            "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.batch_sequences),
+            "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.most_sequences),
             "log_every": executor.log_every,
             "evaluations": executor.evaluations,
             "checkpoint_seconds": executor.checkpoint_seconds,
             "compile": executor.compile,
             "compile_mode": executor.compile_mode,
             "parent": parent_id(planned),
+            "ranks": executor.ranks,
+            "shard": executor.shard,
         }
 
 
@@ -149,6 +159,8 @@ def run(config: SweepConfig) -> int:
     every worker has checkpointed.
     """
     out = console()
+    for name in config.grid.studies:
+        load(name)
     hardware = hardware_for(config)
     chosen = "chosen by hardware" if config.scale.asked == "auto" else "asked for"
     beside = f"{hardware.slots} runs side by side" if hardware.slots else "as many runs side by side as it has room for"
@@ -175,7 +187,7 @@ def run(config: SweepConfig) -> int:
     targets = [provisional] if provisional else []
     target_runs = planned_runs(config, [*sweep.cells, *targets], sweep.corpus).runs[len(first) :]
     check_optimizer(sweep.runs)
-    check_memory([*sweep.runs, *target_runs], hardware)
+    check_memory([*sweep.runs, *target_runs], hardware, config.executor)
     for note in notes(wanted):
         out.print(note, markup=False)
     show_cost(sweep, target_runs, out)
@@ -286,10 +298,15 @@ def check_optimizer(runs: Sequence[PlannedRun]) -> None:
         )
 
 
-def check_memory(runs: Sequence[PlannedRun], hardware: Hardware) -> None:
+def shared_by(planned: PlannedRun, hardware: Hardware, executor: ExecutorConfig) -> int:
+    """Over how many GPUs weights, gradients and moments of the run are spread."""
+    return shards(planned.spec, executor.ranks, executor.shard, hardware.memory_per_run)
+
+
+def check_memory(runs: Sequence[PlannedRun], hardware: Hardware, executor: ExecutorConfig) -> None:
     """Raise Refused for a run whose weights, gradients and moments alone do not fit."""
     for planned in runs:
-        need = least_bytes(planned.spec)
+        need = least_bytes(planned.spec) / shared_by(planned, hardware, executor)
         if need > hardware.memory_per_run:
             raise Refused(
                 f"{planned.group}, N={count_parameters(planned.spec.shape).non_embedding:,}: weights, gradients and "
@@ -310,20 +327,24 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
     """Measure, print the plan with its cost, and refuse what exceeds max_hours or the memory."""
     config, hardware = sweep.config, sweep.hardware
     ledger = Ledger(sweep.folder, sweep.runs)
+    elsewhere = sweep.reusable(sweep.runs)
     done = frozenset(
         run.run_id for run in sweep.runs if (result := ledger.result(run.run_id)) and result["status"] in FINAL
-    )
+    ).union(elsewhere)
     costs: dict[str, Cost] = {}
     left = [planned for planned in (*sweep.runs, *target) if planned.run_id not in done]
     if left and not is_remote(config):
         shapes = shapes_to_measure(left)
         out.print(f"measuring {len(shapes)} of the plan's shapes on this hardware")
-        largest = max(left, key=lambda planned: micro_batch_sequences(config, planned.spec.batch_sequences))
+        largest = max(left, key=lambda planned: micro_batch_sequences(config, planned.spec.most_sequences))
         try:
             measured = measure(shapes, sweep.execution(largest))
         except MeasurementFailed as error:
             raise Refused(f"{error}\nNothing was launched.") from error
-        costs = {run.run_id: run_cost(run, measured, config.executor.evaluations) for run in left}
+        executor = config.executor
+        costs = {
+            run.run_id: run_cost(run, measured, executor.evaluations, shared_by(run, hardware, executor)) for run in left
+        }
     out.print(plan_table([*sweep.runs, *target], costs, done))
     each = {run_id: cost.seconds for run_id, cost in costs.items()}
     seconds = makespan(sweep.runs, each, hardware.slots) + makespan(target, each, 1)
@@ -334,6 +355,8 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
         f"{len(sweep.planned.runs)} runs to fit{trunks} ({len(done)} done), {len(target)} to predict and check; "
         f"{own_flops([*sweep.runs, *target]):.2e} FLOPs; {said}"
     )
+    if elsewhere:
+        out.print(f"{len(elsewhere)} of those done are taken over from sweeps beside this one (reuse=false trains them)")
     if trunks:
         own, whole = own_flops(sweep.runs), whole_flops(sweep.runs)
         kept = sum(least_bytes(run.spec) * KEPT_OF_A_TRUNK for run in sweep.planned.trunks)
@@ -378,7 +401,7 @@ def write_analysis(sweep: Sweep, out) -> Path | None:
         return None
     if not found.fits:
         out.print("; ".join(found.reasons), markup=False)
-    for line in lines(found.rates) if found.rates else ():
+    for line in (*(lines(found.rates) if found.rates else ()), *found_lines(found.findings)):
         out.print(line, markup=False)
     for prediction in found.predictions:
         measured = prediction.measured

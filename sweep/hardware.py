@@ -18,8 +18,9 @@ CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limi
 
 @dataclass(frozen=True)
 class Hardware:
-    """device: "cpu" or "cuda"; slots: workers that run side by side, 0 where that is not known; memory: bytes, of one GPU or of
-    the machine; why: how the device was chosen, for the user."""
+    """device: "cpu" or "cuda"; slots: workers that run side by side, 0 where that is not known; memory: bytes, of one
+    GPU or of the machine; why: how the device was chosen, for the user. Of a GPU's memory, as much as the slots have if
+    each is on one GPU: of a run on several, `memory_per_run` is what each of its processes has."""
 
     device: str
     slots: int
@@ -77,10 +78,10 @@ def oom_kills() -> int:
     return int(counts.get("oom_kill", 0))
 
 
-def find_hardware(device: str, slots: int | None, per_device: int) -> Hardware:
+def find_hardware(device: str, slots: int | None, per_device: int, gpus_per_run: int | None = None) -> Hardware:
     """The hardware that `device` ("auto", "cpu", "cuda") and the executor's slots come to.
 
-    Raises ValueError when a GPU is asked for and there is none.
+    Raises ValueError when a GPU is asked for and there is none, or fewer than a run takes (None: one, if any).
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: {device!r} is none of auto, cpu, cuda")
@@ -91,9 +92,13 @@ def find_hardware(device: str, slots: int | None, per_device: int) -> Hardware:
         import torch
 
         count, name = torch.cuda.device_count(), torch.cuda.get_device_name(0)
-        side_by_side = slots or count * per_device
+        side_by_side = slots or count // (gpus_per_run or 1) * per_device
+        if not side_by_side:
+            raise ValueError(f"executor.gpus_per_run: {gpus_per_run}, and this machine has {count}. Nothing was launched.")
         memory = torch.cuda.get_device_properties(0).total_memory // per_device * side_by_side
         return Hardware("cuda", side_by_side, memory, f"{count} x {name}")
+    if gpus_per_run:
+        raise ValueError(f"executor.gpus_per_run: {gpus_per_run}, and torch finds no GPU here. Nothing was launched.")
     count = slots or usable_cores()
     why = "asked for" if device == "cpu" else "no GPU here"
     return Hardware("cpu", count, host_memory(), f"CPU, {usable_cores()} cores ({why})")

@@ -31,7 +31,7 @@ def hardware_for(config: SweepConfig) -> Hardware:
     """
     executor = config.executor
     if not is_remote(config):
-        return find_hardware(config.device, executor.slots, executor.per_device)
+        return find_hardware(config.device, executor.slots, executor.per_device, executor.gpus_per_run)
     device = "cuda" if executor.gpus_per_run else "cpu"
     if executor.kind == "slurm":
         from sweep.execute.slurm import require_slurm
@@ -54,7 +54,7 @@ def executor_for(config: SweepConfig, hardware: Hardware, folder: SweepFolder) -
         return _slurm(config, hardware, folder)
     from sweep.execute.local import LocalExecutor
 
-    return LocalExecutor(hardware.device, hardware.slots, executor.per_device, THREADS)
+    return LocalExecutor(hardware.device, hardware.slots, executor.per_device, THREADS, gpus_per_run=executor.ranks)
 
 
 def _slurm(config: SweepConfig, hardware: Hardware, folder: SweepFolder) -> Executor:

@@ -126,6 +126,21 @@ def test_a_product_may_vary_the_budget_and_its_shape_is_that_of_its_own_values(c
     assert flops == pytest.approx([1e11, 1e11, 1e12, 1e12])
 
 
+def test_each_varies_one_key_at_a_time_beside_every_combination(compose):
+    planned = cells(
+        compose("scale=cpu", "+grid=product", "grid.params=5e4", "+grid.over.tokens=[2e5,4e5]",
+                "+grid.each.model.n_layer=[1,2,4]", "+grid.each.params=[1e5]", "+grid.each.order_seed=[1,2]"),
+        VOCAB,
+    )  # fmt: skip
+    seen = [(cell.tokens, cell.config.model.n_layer, round(cell.params / 5e4), cell.config.order_seed) for cell in planned]
+    for tokens in (2e5, 4e5):  # two layers are the base's own, and are not run twice
+        own = [point[1:] for point in seen if point[0] == tokens]
+        assert own == [(2, 1, None), (1, 1, None), (4, 1, None), (2, 2, None), (2, 1, 1), (2, 1, 2)]
+    assert {cell.group for cell in planned} == {
+        "product", "model.n_layer=1", "model.n_layer=4", "order_seed=1", "order_seed=2"
+    }  # fmt: skip
+
+
 def test_a_file_may_write_the_keys_of_a_product_with_dots(compose):
     product = ("scale=cpu", "+grid=product", "grid.params=5e4", "grid.tokens=1e6")
     dotted = cells(compose(*product, "+grid.over={optim.lr:[1e-3,1e-2],seed:[1,2]}"), VOCAB)
@@ -148,6 +163,7 @@ def test_a_file_may_write_the_keys_of_a_product_with_dots(compose):
             ["grid.params=1e4", "grid.tokens=1e6", "+grid.over.seed=[]"],
             "grid.over: seed: a list with a value or more",
         ),
+        (["grid.params=1e4", "grid.tokens=1e6", "+grid.each.seed=3"], "grid.each: seed: a list with a value or more"),
         (["grid.params=1e4", "grid.tokens=1e6", "+grid.over.data.kind=[text]"], "'data.kind' is no key"),
         (["+grid.over.params=[-5]", "grid.tokens=1e6"], "grid.over: params: -5 is not a positive number"),
         (

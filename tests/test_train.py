@@ -16,6 +16,7 @@ from models.decoder import Decoder, token_losses
 from models.transfer import initialise, output_multiplier
 from sweep.data.batches import TokenBatches, heldout_blocks
 from sweep.files import RunFolder, read_json
+from sweep.plan.batch import BatchSpec
 from sweep.plan.trunks import trunk_of
 from sweep.train.checkpoint import load_checkpoint
 from sweep.train.evaluate import evaluate
@@ -232,7 +233,7 @@ def test_accumulated_gradients_are_the_whole_batch_s(tiny_spec, execution, tmp_p
     )
     assert parts.loss == pytest.approx(whole.loss, abs=1e-4)
 
-    tokens = torch.from_numpy(TokenBatches(corpus, 16, spec.batch_sequences, spec.seed).batch(0))
+    tokens = torch.from_numpy(TokenBatches(corpus, 16, spec.batch, spec.seed).batch(0))
     gradients = []
     for size in (8, sequences):
         learner = build_learner(spec, replace(execution, micro_batch_sequences=size))
@@ -246,7 +247,7 @@ def test_accumulated_gradients_are_the_whole_batch_s(tiny_spec, execution, tmp_p
 
 
 def test_the_gradient_is_clipped_and_its_norm_logged_as_it_was(tiny_spec, execution, corpus):
-    tokens = torch.from_numpy(TokenBatches(corpus, 16, 8, 0).batch(0))
+    tokens = torch.from_numpy(TokenBatches(corpus, 16, BatchSpec(8), 0).batch(0))
     norms = []
     for clip in (1e9, 1e-3):
         learner = build_learner(tiny_spec(optim={"clip": clip}), execution)
@@ -309,6 +310,18 @@ def test_bfloat16_trains_and_keeps_its_weights_in_float32(tiny_spec, execution, 
     }
 
 
+def test_the_order_has_a_seed_of_its_own_and_the_initialisation_stays(tiny_spec, execution, tmp_path):
+    own, other = tiny_spec(), tiny_spec(order_seed=7)
+    assert own.run_id != other.run_id
+    first = [build_learner(spec, execution).model.state_dict() for spec in (own, other)]
+    assert all(torch.equal(value, first[1][name]) for name, value in first[0].items())
+    losses = [
+        train(spec, execution, RunFolder(tmp_path / name), never).loss
+        for name, spec in (("a", own), ("b", other), ("c", tiny_spec(order_seed=own.seed)))
+    ]
+    assert losses[0] == losses[2] != losses[1]
+
+
 def test_another_seed_is_another_run_and_the_same_seed_the_same(tiny_spec, execution, tmp_path):
     torch.manual_seed(0)
     first = train(tiny_spec(), execution, RunFolder(tmp_path / "a"), never)
@@ -328,7 +341,7 @@ def test_an_update_is_adamw_s_at_the_scheduled_rate(tiny_spec, execution, corpus
     plain = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, foreach=False
     )
-    batches = TokenBatches(corpus, 16, spec.batch_sequences, spec.seed)
+    batches = TokenBatches(corpus, 16, spec.batch, spec.seed)
     for step, factor in enumerate((0.5, 1.0, 1.0)):
         tokens = torch.from_numpy(batches.batch(step))
         learner.update(step, tokens)
@@ -365,8 +378,12 @@ def branched(spec, execution, root, lengths, stops=()) -> RunFolder:
 
 @pytest.mark.parametrize("stops", [(), (2, 3)])
 @pytest.mark.parametrize("lengths", [(32,), (8, 32), (8, 17, 32), (20,)])
-def test_a_branch_is_the_uninterrupted_run_of_its_schedule_bit_for_bit(tiny_spec, execution, tmp_path, lengths, stops):
-    spec = tiny_spec(steps=40, schedule=BRANCHING)
+@pytest.mark.parametrize("doubles_at", [None, 16])
+def test_a_branch_is_the_uninterrupted_run_of_its_schedule_bit_for_bit(
+    tiny_spec, execution, tmp_path, lengths, stops, doubles_at
+):
+    batch = {} if doubles_at is None else {"batch_sequences": 2, "batch_doubles_at": doubles_at}
+    spec = tiny_spec(steps=40, schedule=BRANCHING, **batch)
     whole = RunFolder(tmp_path / "whole")
     expected = train(spec, execution, whole, never)
     folder = branched(spec, execution, tmp_path, lengths, stops)

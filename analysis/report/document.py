@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.report import headline, health, rates, tables, words
+from analysis.report import findings, headline, health, rates, tables, words
 from analysis.report.tables import Table
 from analysis.values import Analysis, latest
 
@@ -26,13 +26,15 @@ class Listing:
 
 @dataclass(frozen=True)
 class Section:
-    """`figures` are names of drawings; they stand above the tables. `points` is a list of sentences."""
+    """`opening` stands before the figures, a paragraph each; `figures` are names of drawings; they stand above
+    the tables. `points` is a list of sentences."""
 
     title: str
     figures: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
     listings: tuple[Listing, ...] = ()
     points: tuple[str, ...] = ()
+    opening: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
         "Learning rate and width", (rates.NAME,), (rates.drifts(analysis), rates.optima(analysis))
     )
     sections = (
+        *(
+            Section(found.title, (findings.name(found),), (findings.numbers(found),), (), found.notes, findings.opening(found))
+            for found in analysis.findings
+        ),
         *(() if analysis.fits else (rate_section,)),
         Section(
             "Prediction and measurement",
@@ -104,7 +110,7 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
         units=headline.units(analysis),
         lede=headline.lede(analysis),
         problems=(*problems[:PROBLEMS_SHOWN], *more),
-        sections=tuple(s for s in filled if s.figures or s.tables or s.listings or s.points),
+        sections=tuple(s for s in filled if s.figures or s.tables or s.listings or s.points or s.opening),
     )
 
 
@@ -116,6 +122,7 @@ def _filled(section: Section, drawn: Collection[str]) -> Section:
         tuple(table for table in section.tables if table is not None),
         section.listings,
         section.points,
+        section.opening,
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis.laws import LAWS
-from analysis.report import checks, optimum, rates, theme, words
+from analysis.report import checks, findings, optimum, rates, theme, words
 from analysis.report.axes import (
     Label,
     compute_x,
@@ -67,6 +67,7 @@ def draw(analysis: Analysis) -> list[Drawing]:
             checks.fit_residuals(analysis),
             checks.backtest_errors(analysis),
             rates.loss_against_rate(analysis),
+            *findings.drawings(analysis),
         ]
         drawn = [drawing for drawing in drawings if drawing is not None]
         for drawing in drawn:

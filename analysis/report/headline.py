@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from analysis.report import words
+from analysis.report import findings, words
 from analysis.values import Analysis, Prediction, RunRow, Verdict, latest
 from analysis.verdict import ADVICE, IN_BACKTESTS, UNTESTED
 
@@ -22,7 +22,7 @@ BADGES = {
 REASONS_TOLD = 3
 """Reasons in the verdict's sentence, worst first; all of them stand in their own section."""
 
-FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished", "trunk segments")
+FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished", "trunk segments", "in an arm")
 
 
 def lede(analysis: Analysis) -> tuple[str, str, str]:
@@ -30,7 +30,7 @@ def lede(analysis: Analysis) -> tuple[str, str, str]:
     predictions = latest(analysis.predictions)
     if not predictions:
         verdict = _verdict("an", analysis.verdict, analysis.reasons)
-        first = _transfer(analysis) or "No target run was predicted."
+        first = _transfer(analysis) or findings.sentences(analysis.findings) or "No target run was predicted."
         return first, _measured_range(analysis), verdict
     prediction = predictions[-1]
     verdict = _verdict("this", prediction.verdict, prediction.reasons)
@@ -89,6 +89,8 @@ def _fate(row: RunRow, fitted: set[str]) -> str:
         return "held out"
     if row.role == "trunk":
         return "trunk segments"
+    if row.role == "arm" and row.status == "finished":
+        return "in an arm"
     return "excluded" if row.status == "finished" else "not finished"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.report import theme
+from analysis.report import findings, theme
 from analysis.report.document import compose
 from analysis.report.figures import NAMES, draw
 from analysis.values import Analysis
@@ -29,7 +29,8 @@ def write_report(analysis: Analysis, out: Path) -> Path:
     document = compose(analysis, drawings)
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for name in set(NAMES) - set(drawings):
+    earlier = {path.stem for path in figures.glob(f"{findings.PREFIX}*")}
+    for name in {*NAMES, *earlier} - set(drawings):
         for suffix in (".svg", ".png"):
             (figures / f"{name}{suffix}").unlink(missing_ok=True)
     inline = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from models.count import count_flops, count_parameters
 from sweep.files import RunFolder, SweepFolder, read_json, write_atomically
+from sweep.plan.batch import BatchSpec
 from sweep.plan.spec import PlannedRun, digest
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,8 @@ Result = dict[str, Any]
 
 COLUMNS = (
     "run_id", "group", "role", "status", "arch", "n_layer", "d_model", "params_total",
-    "params_non_embedding", "vocab_size", "seq_len", "batch_tokens", "lr", "param", "seed", "tokens",
+    "params_non_embedding", "vocab_size", "seq_len", "batch_tokens", "lr", "param", "seed", "order_seed",
+    "n_head", "d_ff", "tokens",
     "unique_tokens", "epochs", "flops", "flops_6nd", "loss", "loss_se", "bits_per_byte", "parent",
     "wall_seconds", "tokens_per_second", "device", "data_fingerprint",
 )  # fmt: skip
@@ -27,17 +29,20 @@ COLUMNS = (
 
 run_id                digest of the run's spec, 12 hexadecimal digits
 group                 the set it is compared within (its budget, say)
-role                  fit | holdout | trunk (trained for the runs that branch off it; it has no loss to fit)
+role                  fit | holdout | trunk (trained for the runs that branch off it; it has no loss to fit) |
+                      arm (made otherwise than those to fit, for a study)
 status                planned | finished | failed | diverged
 arch                  architecture; decoder
 n_layer, d_model      count; width in coordinates
 params_total          parameters, all
 params_non_embedding  parameters but for the input embedding; an untied output head counts
 vocab_size, seq_len   tokens in the vocabulary; tokens in a sequence
-batch_tokens          tokens in an optimiser step
+batch_tokens          tokens in an optimiser step, the mean where batches grow
 lr                    peak learning rate at the recipe's base width, as asked; dimensionless
 param                 parametrisation: mup | sp
-seed                  of initialisation and batch order
+seed                  of initialisation, and of the order of the data where order_seed is empty
+order_seed            of the order of the data, where that is another
+n_head, d_ff          count; width of a feed-forward matrix
 tokens                D: training tokens seen, repeats included; those to be seen while `planned`
 unique_tokens         U: distinct training tokens seen
 epochs                tokens / tokens of the training split
@@ -118,6 +123,9 @@ def row(planned: PlannedRun, result: Result | None) -> dict[str, Any]:
         "lr": spec.optim.lr,
         "param": spec.optim.param,
         "seed": spec.seed,
+        "order_seed": spec.order_seed,
+        "n_head": shape.n_head,
+        "d_ff": shape.d_ff,
         "tokens": spec.tokens,
         "flops": spec.flops,
         "flops_6nd": float(spec.tokens) * count_flops(shape).six_n,
@@ -182,7 +190,7 @@ def failure(planned: PlannedRun, reason: str, step: int, resumes: int, status: s
     It got to `step`."""
     spec, shape = planned.spec, planned.spec.shape
     parameters, flops = count_parameters(shape), count_flops(shape)
-    tokens = step * spec.batch_tokens
+    tokens = spec.tokens_after(step)
     unknown = dict.fromkeys((*_MEASURED, "traceback", "eval_tokens", "peak_bytes", "micro_batch_sequences"))
     return unknown | {
         "run_id": spec.run_id,
@@ -214,7 +222,8 @@ def _fault(result: Any, folder: RunFolder) -> str | None:
         return f"has status {result.get('status')!r}, which is none of {', '.join(OUTCOMES)}"
     try:
         spec = read_json(folder.spec)["spec"]
-        asked = spec["steps"] * spec["batch_sequences"] * spec["shape"]["seq_len"]
+        batch = BatchSpec(spec["batch_sequences"], spec["batch_doubles_at"])
+        asked = batch.seen(spec["steps"]) * spec["shape"]["seq_len"]
         asked_id = digest(spec)[:12]
     except FileNotFoundError:
         return f"lies beside no {folder.spec.name}, so what it answers cannot be checked"

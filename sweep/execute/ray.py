@@ -24,7 +24,7 @@ class RayExecutor:
 
     Args:
         address: of a cluster ("10.0.0.1:6379", or "auto" on one of its nodes); None: one on this machine.
-        gpus, cpus: that a run takes, fractions allowed: gpus=0.25 packs four runs on each GPU.
+        gpus, cpus: that a run takes of one node, fractions allowed: gpus=0.25 packs four runs on each GPU.
         slots: tasks to hold at one time; None: as many as the cluster has room for.
         device: "cpu" or "cuda".
     Raises:
@@ -49,7 +49,7 @@ class RayExecutor:
         if self._count_room() < 1:
             have = self._ray.cluster_resources()
             raise ValueError(
-                f"executor=ray: a run asks for {gpus:g} GPU and {cpus:g} CPU; the cluster has "
+                f"executor=ray: a run asks for {gpus:g} GPU and {cpus:g} CPU on one node; the cluster has "
                 f"{have.get('GPU', 0):g} and {have.get('CPU', 0):g}. Lower executor.gpus_per_run "
                 "or add nodes. Nothing was launched."
             )

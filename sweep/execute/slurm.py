@@ -33,7 +33,7 @@ AGAIN_SECONDS = 30.0  # assumption: between two tries of a submission
 class SlurmOptions:
     """What each run's job asks for. None leaves it to the cluster.
 
-    gpus: of a run, 0 or 1; cpus: cores of a run; minutes: time limit of a job, after which the run goes on
+    gpus: of a run, all on one node; cpus: cores of a run; minutes: time limit of a job, after which the run goes on
     in another one; checkpoint_minutes: how long before the limit the worker is told to save its state;
     extra: further sbatch options by name (`{qos: high, constraint: a100}`), passed through as they are.
     """

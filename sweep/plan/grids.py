@@ -16,7 +16,7 @@ from models.config import DecoderShape
 from models.count import count_parameters, training_flops_per_token
 from models.sizes import FamilyRule, nearest_shape
 from sweep.plan.rules import UNUSED
-from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, LrGrid, SweepConfig, with_values
+from sweep.plan.schema import ConfigError, IsoflopGrid, LadderGrid, LrGrid, ProductGrid, SweepConfig, with_values
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,25 @@ def shape_for(config: SweepConfig, vocab_size: int, params: float, key: str) -> 
         raise ConfigError(f"{key}: {error}") from error
 
 
+def named_shape(config: SweepConfig, vocab_size: int, numbers: Sequence[int], key: str) -> DecoderShape:
+    """The shape of these (n_layer, d_model, n_head, d_ff); the rest is the model group's. Raises ConfigError
+    naming `key`."""
+    model = config.model
+    try:
+        n_layer, d_model, n_head, d_ff = numbers
+        return DecoderShape(
+            n_layer, d_model, n_head, d_ff, vocab_size, model.seq_len, model.activation, model.qk_norm, model.tied
+        )
+    except ValueError as error:
+        raise ConfigError(f"{key}: {list(numbers)}: n_layer, d_model, n_head and d_ff are wanted: {error}") from error
+
+
 def cells(config: SweepConfig, vocab_size: int) -> list[Cell]:
     """Every cell to fit on, in the grid's order. The target is `target_cell`'s."""
     grid = config.grid
     if isinstance(grid, IsoflopGrid):
-        return [cell for budget in grid.budgets for cell in _isoflop_cells(config, vocab_size, budget)]
+        base = [cell for budget in grid.budgets for cell in _isoflop_cells(config, vocab_size, budget)]
+        return [*base, *_arm_cells(config, vocab_size)]
     if isinstance(grid, LadderGrid):
         return list(_ladder_cells(config, vocab_size))
     if isinstance(grid, LrGrid):
@@ -114,6 +128,20 @@ def _isoflop_cells(config: SweepConfig, vocab_size: int, budget: float) -> Itera
             yield isoflop_cell(config, shape, budget, seed)
 
 
+ARM = "arm"
+"""Role of runs that are made otherwise than those to fit; only a study of what that does looks at them."""
+
+
+def _arm_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
+    """The budgets' cells once more for each arm, made with its values."""
+    grid = config.grid
+    for name, values in grid.arms.items():
+        varied = with_values(config, _dotted(values))
+        for budget in grid.budgets if grid.arm_budgets is None else grid.arm_budgets:
+            for cell in _isoflop_cells(varied, vocab_size, budget):
+                yield replace(cell, group=f"{name}: {cell.group}", role=ARM)
+
+
 def _rung(grid: IsoflopGrid, log_params: float) -> float:
     """Where a size stands among the sizes of all budgets, which are `size_ratio` apart so that budgets
     share them, and with them their trunks: `optimum_params` is number 0."""
@@ -125,8 +153,15 @@ def _size(grid: IsoflopGrid, rung: int) -> float:
 
 
 def _ladder_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
-    for params in config.grid.sizes:
-        shape = shape_for(config, vocab_size, params, "grid.sizes")
+    grid = config.grid
+    if (grid.sizes is None) == (grid.shapes is None):
+        raise ConfigError("grid: give sizes or shapes, not both and not neither")
+    shapes = (
+        [shape_for(config, vocab_size, params, "grid.sizes") for params in grid.sizes]
+        if grid.shapes is None
+        else [named_shape(config, vocab_size, shape, "grid.shapes") for shape in grid.shapes]
+    )
+    for shape in shapes:
         for seed in seeds(config):
             yield Cell(config, shape, config.grid.tokens, seed, "ladder")
 
@@ -150,28 +185,47 @@ def _dotted(over: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
-    over = _dotted(config.grid.over)
-    for key, values in over.items():
-        if not isinstance(values, (list, tuple)) or not values:
-            raise ConfigError(f"grid.over: {key}: a list with a value or more is wanted, found {values!r}")
+def _points(grid: ProductGrid) -> Iterator[dict[str, Any]]:
+    """What is set in each cell, by dotted key: the combinations under `over`, each followed by itself with one
+    key of `each` at another value."""
+    over, each = _dotted(grid.over), _dotted(grid.each)
+    for name, lists in (("over", over), ("each", each)):
+        for key, values in lists.items():
+            if not isinstance(values, (list, tuple)) or not values:
+                raise ConfigError(f"grid.{name}: {key}: a list with a value or more is wanted, found {values!r}")
     for values in itertools.product(*over.values()):
-        point = dict(zip(over, values))
-        axes = {axis: point.pop(axis, getattr(config.grid, axis)) for axis in AXES}
-        varied = with_values(config, point)
-        for key in UNUSED[varied.optim.rule] & point.keys():
-            raise ConfigError(f"grid.over: {key} means nothing to optim.rule={varied.optim.rule}")
-        for axis, value in axes.items():
-            if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
-                raise ConfigError(f"grid.over: {axis}: {value!r} is not a positive number")
-        if (axes["tokens"] is None) == (axes["flops"] is None):
-            raise ConfigError("grid: give tokens or flops (grid.tokens=..., or a list under grid.over), not both")
-        if axes["params"] is None:
-            raise ConfigError("grid.params: give a size, or a list of them under grid.over")
-        shape = shape_for(varied, vocab_size, float(axes["params"]), "grid.params")
-        tokens = axes["tokens"] or float(axes["flops"]) / training_flops_per_token(shape)
-        group = " ".join(f"{key}={value}" for key, value in point.items()) or "product"
-        yield Cell(varied, shape, float(tokens), varied.seed, group)
+        base = dict(zip(over, values))
+        yield base
+        yield from (base | {key: value} for key, values in each.items() for value in values)
+
+
+def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
+    made: list[Cell] = []
+    for point in _points(config.grid):
+        cell = _product_cell(config, vocab_size, dict(point))
+        if cell.tokens * training_flops_per_token(cell.shape) > (config.grid.max_flops or math.inf):
+            continue
+        if all(replace(other, group=cell.group) != cell for other in made):  # a value of `each` may be the base's
+            made.append(cell)
+            yield cell
+
+
+def _product_cell(config: SweepConfig, vocab_size: int, point: dict[str, Any]) -> Cell:
+    axes = {axis: point.pop(axis, getattr(config.grid, axis)) for axis in AXES}
+    varied = with_values(config, point)
+    for key in UNUSED[varied.optim.rule] & point.keys():
+        raise ConfigError(f"grid.over: {key} means nothing to optim.rule={varied.optim.rule}")
+    for axis, value in axes.items():
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ConfigError(f"grid.over: {axis}: {value!r} is not a positive number")
+    if (axes["tokens"] is None) == (axes["flops"] is None):
+        raise ConfigError("grid: give tokens or flops (grid.tokens=..., or a list under grid.over), not both")
+    if axes["params"] is None:
+        raise ConfigError("grid.params: give a size, or a list of them under grid.over")
+    shape = shape_for(varied, vocab_size, float(axes["params"]), "grid.params")
+    tokens = axes["tokens"] or float(axes["flops"]) / training_flops_per_token(shape)
+    group = " ".join(f"{key}={value}" for key, value in point.items()) or "product"
+    return Cell(varied, shape, float(tokens), varied.seed, group)
 
 
 def target_cell(config: SweepConfig, vocab_size: int, params: float | None = None) -> Cell | None:
@@ -182,9 +236,12 @@ def target_cell(config: SweepConfig, vocab_size: int, params: float | None = Non
     if target.flops is None:
         return None
     wanted = target.params or params
-    if wanted is None:
+    if target.shape is not None:
+        shape = named_shape(config, vocab_size, target.shape, "grid.target.shape")
+    elif wanted is None:
         raise ConfigError("grid.target.params: this grid cannot choose the target's size; give it")
-    shape = shape_for(config, vocab_size, wanted, "grid.target.params")
+    else:
+        shape = shape_for(config, vocab_size, wanted, "grid.target.params")
     return replace(isoflop_cell(config, shape, target.flops, config.seed, role="holdout"), group="target")
 
 

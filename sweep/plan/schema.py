@@ -7,7 +7,7 @@ SweepConfig; an unknown key, a value of the wrong type or an impossible one is r
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,11 +32,13 @@ class ScaleConfig:
     base_width: int
     base_depth: int
     lr: float
+    embedding_rate: float
     lr_at_tokens: float
     lr_exponent: float
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
+    least_batch_tokens: int
     micro_batch_tokens: int
     tokens_per_param: float
     weight_decay_timescale: Optional[float]
@@ -113,7 +115,8 @@ class TokenizerConfig:
 class OptimConfig:
     """The optimizer, and the rule by which rate and batch follow a run's N and D (sweep/plan/rules.py):
     with `power`, batch = batch_tokens · (D / batch_at_tokens)^batch_exponent in whole sequences, and
-    peak rate = lr · (D / lr_at_tokens)^lr_exponent at width base_width."""
+    peak rate = lr · (D / lr_at_tokens)^lr_exponent at width base_width. With follows=size the batch is that of
+    the tokens seen so far (sweep/plan/batch.py)."""
 
     kind: str  # adamw | muon: Muon for the matrices in the layers, AdamW for the rest
     rule: str  # power | constant | sqrt | olmo | porian | steplaw
@@ -122,11 +125,13 @@ class OptimConfig:
     lr: float
     base_width: int  # where the rate is what it says; param=mup and completep
     base_depth: int  # likewise, in layers; param=completep
+    embedding_rate: float  # factor on the rate of an untied input embedding
     lr_at_tokens: float
     lr_exponent: float
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
+    least_batch_tokens: int  # no batch is smaller, and one that grows starts from here
     micro_batch_tokens: int  # at most this many tokens go through the model at once
     beta1: float
     beta2: float
@@ -146,6 +151,7 @@ class ScheduleConfig:
     final: float  # of the peak rate, at the end
     decay_fraction: Optional[float] = None  # of the steps; wsd
     decay: Optional[str] = None  # linear | sqrt; wsd
+    warmup_tokens: Optional[float] = None  # one warmup for all runs, in the place of warmup_fraction
 
 
 @dataclass(frozen=True)
@@ -154,10 +160,19 @@ class TargetConfig:
 
     flops: Optional[float]
     params: Optional[float]
+    shape: Optional[list[int]] = None  # n_layer, d_model, n_head, d_ff, in place of the family's at `params`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What every grid may say of itself."""
+
+    name: Optional[str] = None  # in the sweep's own name, and what keeps two grids' sweeps apart; null: kind
+    studies: list[str] = field(default_factory=list)  # of analysis/studies, or package.module of one's own
 
 
 @dataclass(frozen=True)
-class IsoflopGrid:
+class IsoflopGrid(Grid):
     kind: str
     budgets: list[float]  # FLOPs, exact
     sizes: Optional[list[float]]  # non-embedding parameters, for every budget; null: around the optimum
@@ -169,29 +184,34 @@ class IsoflopGrid:
     extensions: int  # how many more sizes a budget may get to bracket its optimum
     seeds: int  # runs of every cell
     target: TargetConfig
+    arms: dict[str, Any] = field(default_factory=dict)  # name: keys that its runs differ in; they are in no fit
+    arm_budgets: Optional[list[float]] = None  # of grid.budgets, those at which the arms' cells are; null: all
 
 
 @dataclass(frozen=True)
-class LadderGrid:
+class LadderGrid(Grid):
     kind: str
-    sizes: list[float]  # non-embedding parameters
+    sizes: Optional[list[float]]  # non-embedding parameters
     tokens: float
     seeds: int
     target: TargetConfig
+    shapes: Optional[list[Any]] = None  # in place of sizes: lists of n_layer, d_model, n_head, d_ff
 
 
 @dataclass(frozen=True)
-class ProductGrid:
+class ProductGrid(Grid):
     kind: str
-    params: Optional[float]
-    tokens: Optional[float]
-    flops: Optional[float]
-    over: dict[str, Any]
-    target: TargetConfig
+    params: Optional[float] = None
+    tokens: Optional[float] = None
+    flops: Optional[float] = None
+    over: dict[str, Any] = field(default_factory=dict)  # every combination of the lists under it
+    each: dict[str, Any] = field(default_factory=dict)  # beside each of those, each value of these lists alone
+    max_flops: Optional[float] = None  # dearer cells are left out
+    target: TargetConfig = field(default_factory=lambda: TargetConfig(None, None))
 
 
 @dataclass(frozen=True)
-class LrGrid:
+class LrGrid(Grid):
     """Rate x width at one token count; see sweep/plan/lr_grid.py."""
 
     kind: str
@@ -221,18 +241,25 @@ class ExecutorConfig:
     evaluations: int  # of the held-out loss before the end of a run
     compile: bool
     compile_mode: str  # torch.compile's; reduce-overhead replays CUDA graphs, for models of many small operations
+    shard: Optional[bool]  # weights and moments over the GPUs of a run; null: where one would be too full of them
+
+    @property
+    def ranks(self) -> int:
+        """Processes of a run, which share each of its batches: one on each of its GPUs."""
+        return max(1, int(self.gpus_per_run or 1))
 
 
 @dataclass(frozen=True)
 class LocalExecutorConfig(ExecutorConfig):
-    slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU
+    slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU (of gpus_per_run one)
     per_device: int
+    gpus_per_run: Optional[int]  # null: one, if any
 
 
 @dataclass(frozen=True)
 class SlurmExecutorConfig(ExecutorConfig):
     slots: int  # jobs to hold in the queue at one time
-    gpus_per_run: int  # 0 or 1
+    gpus_per_run: int  # of one node
     partition: Optional[str]  # null: the cluster's default
     account: Optional[str]
     memory_gb: Optional[float]  # of the host, of each run; null: the cluster's default
@@ -246,7 +273,7 @@ class SlurmExecutorConfig(ExecutorConfig):
 class RayExecutorConfig(ExecutorConfig):
     address: Optional[str]  # of a cluster, or "auto"; null: one on this machine
     slots: Optional[int]  # tasks at a time; null: as many as the cluster has room for
-    gpus_per_run: float  # a fraction packs several runs on a GPU
+    gpus_per_run: float  # of one node; a fraction packs several runs on a GPU
 
 
 @dataclass(frozen=True)
@@ -275,11 +302,13 @@ class SweepConfig:
     logger: LoggerConfig
     name: Optional[str]  # null: grid, scale and a digest of the recipe
     out: Optional[str]  # null: outputs/<name>
-    seed: int  # of initialisation and batch order
+    seed: int  # of initialisation and, where order_seed is null, of the order of the data
+    order_seed: Optional[int]
     param: str  # mup | completep | sp
     device: str  # auto | cpu | cuda
     on_change: str  # refuse | accept: to train on where the training code or torch has changed since the folder's first run
     plan_only: bool
+    reuse: bool  # runs that a sweep beside this one has finished, in place of training them
     max_hours: float
 
     @property
@@ -289,19 +318,20 @@ class SweepConfig:
         data = {key: value for key, value in dataclasses.asdict(self.data).items() if key not in RUN_ONLY}
         optim = {key: value for key, value in dataclasses.asdict(self.optim).items() if key not in RUN_ONLY}
         return {
-            "grid": {"kind": self.grid.kind},
+            "grid": {"kind": self.grid.kind, **({"name": self.grid.name} if self.grid.name else {})},
             "model": dataclasses.asdict(self.model),
             "data": data,
             "tokenizer": dataclasses.asdict(self.tokenizer),
             "optim": optim,
             "schedule": dataclasses.asdict(self.schedule),
             "seed": self.seed,
+            **({} if self.order_seed is None else {"order_seed": self.order_seed}),
             "param": self.param,
         }
 
     @property
     def sweep_name(self) -> str:
-        return self.name or f"{self.grid.kind}-{self.scale.name}-{digest(self.recipe)[:6]}"
+        return self.name or f"{self.grid.name or self.grid.kind}-{self.scale.name}-{digest(self.recipe)[:6]}"
 
     @property
     def folder(self) -> str:
@@ -353,7 +383,7 @@ def _variant(composed: DictConfig, group: str, variants: dict[str, type]) -> typ
     return variants[kind]
 
 
-SWEEPABLE = ("model", "optim", "schedule", "seed", "param")
+SWEEPABLE = ("model", "optim", "schedule", "seed", "order_seed", "param")
 
 
 def with_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
@@ -380,7 +410,7 @@ def with_values(config: SweepConfig, values: dict[str, Any]) -> SweepConfig:
 
 def _has(config: SweepConfig, key: str) -> bool:
     group, _, name = key.partition(".")
-    return hasattr(getattr(config, group, None), name)
+    return hasattr(getattr(config, group, None), name) if name else hasattr(config, group)
 
 
 def _typed(owner: type, name: str, value: Any) -> Any:

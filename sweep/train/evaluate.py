@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models.decoder import token_losses
+from sweep.train.distributed import gathered, own_blocks
 from sweep.train.out_of_memory import MicroBatch, is_out_of_memory, release
 
 
@@ -46,10 +47,11 @@ def evaluate(
     of one document are not, so it is a lower bound where documents are much longer than a block.
     """
     device = next(model.parameters()).device
-    block_loss = np.empty(len(blocks))
+    own = own_blocks(blocks)
+    block_loss = np.empty(len(own))
     start = 0
-    while start < len(blocks):
-        part = blocks[start : start + micro_batch.sequences]
+    while start < len(own):
+        part = own[start : start + micro_batch.sequences]
         try:
             losses = _block_losses(model, torch.from_numpy(part).to(device), autocast)
         except Exception as error:
@@ -62,6 +64,7 @@ def evaluate(
         block_loss[start : start + len(part)] = losses
         start += len(part)
         beat()
+    block_loss = gathered(block_loss)[: len(blocks)]
     tokens_in_block = blocks.shape[1] - 1
     spread = block_loss.std(ddof=1) if len(blocks) > 1 else math.nan
     text_bytes = int(block_bytes.sum())

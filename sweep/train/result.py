@@ -57,7 +57,7 @@ class RunResult:
 def result_for(spec: RunSpec, status: str, step: int, **outcome: Any) -> RunResult:
     """A result with everything that follows from the spec filled in; `step` updates were made."""
     parameters, flops = count_parameters(spec.shape), count_flops(spec.shape)
-    tokens = step * spec.batch_tokens
+    tokens = spec.tokens_after(step)
     return RunResult(
         run_id=spec.run_id,
         status=status,

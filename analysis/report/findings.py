@@ -1,0 +1,123 @@
+"""A section for each study: what it found and what that means, its figure, its numbers beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from analysis.finding import Chart, Finding, Number, Panel, Series
+from analysis.report import tables, theme, words
+from analysis.report.axes import dots, log_x, log_y, panels
+from analysis.report.drawing import Drawing
+from analysis.report.theme import MUTED, PAPER
+from analysis.values import Analysis
+
+PREFIX = "study-"
+"""Of the names of their figures."""
+
+
+def name(finding: Finding) -> str:
+    return PREFIX + finding.study.replace(".", "-")
+
+
+def drawings(analysis: Analysis) -> list[Drawing]:
+    return [_drawing(name(finding), finding.chart) for finding in analysis.findings if finding.chart]
+
+
+def opening(finding: Finding) -> tuple[str, ...]:
+    """The sentences that stand above the figure."""
+    source = f"After {finding.source}." if finding.source else ""
+    said = (f"No number is given: {finding.refused}",) if finding.refused else (finding.found, finding.means)
+    return tuple(sentence for sentence in (*said, source) if sentence)
+
+
+def numbers(finding: Finding) -> tables.Table | None:
+    headings = ("|what", "value", "90% interval", "|unit", "|published", "|remark")
+    return tables.table(f"{finding.title}: the numbers", headings, map(_row, finding.numbers))
+
+
+def _row(number: Number) -> tuple[str, ...]:
+    found = number.estimate
+    value, interval = (words.number(found.value), words.interval(found.lo, found.hi)) if found else (words.NONE,) * 2
+    return (number.what, value, interval, number.unit, number.published, number.note)
+
+
+# --- the figure -----------------------------------------------------------------------------------
+
+
+def _drawing(name: str, chart: Chart) -> Drawing:
+    columns = min(2, len(chart.panels))
+    rows = -(-len(chart.panels) // columns)
+    figure, cells = panels(columns, height=3.6 * rows, rows=rows)
+    labels = dict.fromkeys(series.label for panel in chart.panels for series in panel.series if series.label)
+    shades = theme.LAWS if len(labels) <= len(theme.LAWS) else theme.sequential(len(labels))
+    colours = dict(zip(labels, shades, strict=False))
+    for axes, panel in zip(cells, chart.panels, strict=False):
+        _panel(axes, panel, colours)
+    for empty in cells[len(chart.panels) :]:
+        empty.set_visible(False)
+    handles = {label: handle for axes in cells for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if handles:
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=min(3, len(handles)))
+    caption = chart.caption.rstrip(".") + "."
+    return Drawing(name, " and ".join(panel.title for panel in chart.panels[:2]), caption, figure)
+
+
+def _panel(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
+    for series in panel.series:
+        _series(axes, series, colours.get(series.label, MUTED))
+    axes.set_title(panel.title)
+    if panel.log_x:
+        log_x(axes, panel.x_label, _tick)
+    else:
+        axes.set_xlabel(panel.x_label)
+    if panel.log_y:
+        _log_loss(axes, panel.y_label)
+    else:
+        axes.set_ylabel(panel.y_label)
+
+
+def _series(axes: Axes, series: Series, colour: str) -> None:
+    x, y = np.asarray(series.x, dtype=np.float64), np.asarray(series.y, dtype=np.float64)
+    label = series.label or None
+    if series.kind == "band":
+        axes.fill_between(x, series.lo, series.hi, color=colour, alpha=0.15, lw=0)
+        return
+    if series.kind != "dots":
+        axes.plot(x, y, color=colour, ls="--" if series.kind == "dashed" else "-", label=label)
+        return
+    if series.lo is not None and series.hi is not None:
+        known = np.isfinite(series.lo) & np.isfinite(series.hi)
+        axes.vlines(x[known], np.asarray(series.lo)[known], np.asarray(series.hi)[known], color=colour, lw=0.9, alpha=0.6)
+    dots(axes, x, y, color=colour, ms=4.5, mec=PAPER, mew=0.5, label=label)
+
+
+def _log_loss(axes: Axes, label: str) -> None:
+    """Powers of ten, or evenly spaced round values where less than a decade is spanned."""
+    lo, hi = axes.get_ylim()
+    if lo > 0 and hi / lo >= 10:
+        return log_y(axes, label, _tick)
+    axes.set_yscale("log")
+    axes.set_ylabel(label)
+    _round_ticks(axes.yaxis)
+
+
+def _round_ticks(axis: Axis) -> None:
+    axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def _tick(value: float) -> str:
+    if 1e3 <= value < 1e12:
+        return words.tick_count(value)
+    return words.power_of_ten(value) if value >= 1e12 or 0 < value < 1e-3 else f"{value:g}"
+
+
+def sentences(findings: Sequence[Finding]) -> str:
+    """What stands in the report's first lines where no law was fitted: the first study's result."""
+    return next((f.found for f in findings if f.found and not f.refused), "")
