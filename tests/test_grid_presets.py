@@ -28,9 +28,13 @@ def planned(config):
 
 
 @pytest.mark.parametrize("grid", ["noise", "shape", "gpt4"])
-def test_a_cpu_scale_takes_what_two_cores_do_in_a_quarter_of_an_hour_and_a_gpu_scale_is_10m_to_500m(compose, grid):
+def test_a_cpu_scale_takes_what_two_cores_do_in_a_quarter_of_an_hour_and_a_gpu_scale_is_10m_to_500m(
+    compose, grid
+):
     runs = planned(compose("scale=cpu", f"+grid={grid}"))
-    assert sum(run.spec.flops for run in runs) < 1.6e13  # 2 cores at some 20 GFLOP/s for 15 minutes are 3.6e13
+    assert (
+        sum(run.spec.flops for run in runs) < 1.6e13
+    )  # 2 cores at some 20 GFLOP/s for 15 minutes are 3.6e13
     assert len({run.run_id for run in runs}) == len(runs)
     assert min(run.spec.steps for run in runs) > 100  # fewer are in no fit
     config = compose("scale=gpu", f"+grid={grid}")
@@ -71,7 +75,11 @@ def test_baichuan_2_s_ladder_has_the_counts_of_its_table_10(compose):
 def test_mindllm_s_ladder_is_five_models_between_10m_and_500m(compose):
     runs = planned(compose("scale=gpu", "+grid=mindllm"))
     sizes = [count_parameters(run.spec.shape).non_embedding for run in runs]
-    assert len(runs) == 6 and sizes[0] == pytest.approx(1e7, rel=0.2) and sizes[4] == pytest.approx(5e8, rel=0.01)
+    assert (
+        len(runs) == 6
+        and sizes[0] == pytest.approx(1e7, rel=0.2)
+        and sizes[4] == pytest.approx(5e8, rel=0.01)
+    )
     assert sizes[5] == pytest.approx(3.1e9, rel=0.05) and runs[5].spec.tokens == pytest.approx(5e11, rel=0.1)
 
 

@@ -44,7 +44,9 @@ def study(evidence: Evidence) -> Finding:
             "alone, through runs whose N alone grows, takes more data for more size. Where the rungs were short of "
             "data it therefore predicts too high a loss, and the laws of N and D above are the better guess."
         )
-    notes.append("Baichuan 2 and MindLLM draw their fits and stars; they print no coefficients to compare with.")
+    notes.append(
+        "Baichuan 2 and MindLLM draw their fits and stars; they print no coefficients to compare with."
+    )
     return Finding(
         study="ladder",
         title=TITLE,
@@ -89,7 +91,11 @@ def _found(law: ComputeLaw, runs: Runs, stars: list[RunRow]) -> str:
     )
     for row in stars[-1:]:
         text += f"; the star of {row.flops / runs.flops.max():.3g} times the dearest rung's compute is predicted at {float(law.loss(row.flops)):.3f}"
-        text += f" and measured {row.loss:.3f} ({100 * (float(law.loss(row.flops)) / row.loss - 1):+.1f}%)" if row.loss else ""
+        text += (
+            f" and measured {row.loss:.3f} ({100 * (float(law.loss(row.flops)) / row.loss - 1):+.1f}%)"
+            if row.loss
+            else ""
+        )
     return f"{text}."
 
 
@@ -104,7 +110,10 @@ def _means(law: ComputeLaw, measured: list[RunRow]) -> str:
 
 def _chart(law: ComputeLaw, runs: Runs, stars: list[RunRow]) -> Chart:
     axis = np.geomspace(runs.flops.min(), max([float(runs.flops.max()), *(row.flops for row in stars)]), 80)
-    series = [Series("rungs", runs.flops, runs.loss), Series("L(C) = a·C^b + E", axis, law.loss(axis), "line")]
+    series = [
+        Series("rungs", runs.flops, runs.loss),
+        Series("L(C) = a·C^b + E", axis, law.loss(axis), "line"),
+    ]
     if stars:
         predicted = [law.interval(row.flops) for row in stars]
         x = np.array([row.flops for row in stars])
@@ -112,6 +121,10 @@ def _chart(law: ComputeLaw, runs: Runs, stars: list[RunRow]) -> Chart:
         series.append(Series("star, predicted", x, y, lo=lo, hi=hi))
     if measured := [row for row in stars if row.loss]:
         x, y = (np.array([getattr(row, name) for row in measured]) for name in ("flops", "loss"))
-        series.append(Series("star, measured", x, y))
-    panel = Panel("Loss against compute", "training compute C, FLOPs", "loss, nats a token", tuple(series), log_y=True)
-    return Chart("The law saw the rungs alone; the star's interval and its measurement stand at the right", (panel,))
+        series.append(Series("star, measured", x, y, "star"))
+    panel = Panel(
+        "Loss against compute", "training compute C, FLOPs", "loss, nats a token", tuple(series), log_y=True
+    )
+    return Chart(
+        "The law saw the rungs alone; the star's interval and its measurement stand at the right", (panel,)
+    )
