@@ -55,8 +55,8 @@ def study(evidence: Evidence) -> Finding:
     smallest = float(runs.params.min())
     if smallest < SMALL:
         notes.append(
-            f"The cheapest runs here have {smallest:,.0f} parameters. A miss may say that runs are too small for the law "
-            "that dearer ones follow, not that the method fails."
+            f"The cheapest runs here have {smallest:,.0f} parameters. A miss may say that they are too small for the "
+            "law that dearer ones follow, not that the method fails."
         )
     return Finding(
         study="gpt4",
@@ -106,9 +106,10 @@ def along_frontier(runs: Runs) -> Runs:
 
 def _numbers(law: ComputeLaw, name: str, target: RunRow, bits: _Bits) -> list[Number]:
     predicted = _scaled(law.interval(target.flops), bits.factor)
+    reducible = _scaled(law.reducible(target.flops), bits.factor)
     numbers = [
         Number(f"loss predicted from {name} of the compute", predicted, bits.unit, PUBLISHED),
-        Number(f"a of L = a·C^b + c, C of the run = 1, from {name}", _scaled(law.reducible(target.flops), bits.factor), bits.unit),
+        Number(f"a of L = a·C^b + c, C of the run = 1, from {name}", reducible, bits.unit),
         Number(f"b, from {name}", law.parameter("b")),
         Number(f"c, from {name}", _scaled(law.parameter("E"), bits.factor), bits.unit),
     ]  # fmt: skip
@@ -135,7 +136,8 @@ def _said(law: ComputeLaw, share: float, target: RunRow, bits: _Bits) -> str:
         return f"{text}; the run has not been measured."
     loss = target.loss * bits.factor
     side = "inside" if predicted.lo <= loss <= predicted.hi else "outside"
-    return f"{text}; measured were {loss:.3f}, {side} the interval: an error of {100 * (predicted.value / loss - 1):+.1f}%."
+    error = 100 * (predicted.value / loss - 1)
+    return f"{text}; measured were {loss:.3f}, {side} the interval: an error of {error:+.1f}%."
 
 
 def _means(laws: dict[float, ComputeLaw], target: RunRow) -> str:

@@ -40,9 +40,10 @@ def study(evidence: Evidence) -> Finding:
     beyond = [row for row in stars if not 1 / ALIKE < row.tokens / tokens < ALIKE]
     if beyond:
         notes.append(
-            f"The ladder holds D at {tokens:.3g} and the star has {beyond[0].tokens / tokens:.3g} times that: a law of C "
-            "alone, through runs whose N alone grows, takes more data for more size. Where the rungs were short of "
-            "data it therefore predicts too high a loss, and the laws of N and D above are the better guess."
+            f"The ladder holds D at {tokens:.3g} and the star has {beyond[0].tokens / tokens:.3g} times that. A law of "
+            "C alone, through runs of which only N grows, takes more data for more size: where the rungs were short of "
+            "data it predicts too high a loss, where they were short of size too low a one. A grid that varies both "
+            "(+grid=isoflop) tells the two apart."
         )
     notes.append(
         "Baichuan 2 and MindLLM draw their fits and stars; they print no coefficients to compare with."
@@ -90,9 +91,10 @@ def _found(law: ComputeLaw, runs: Runs, stars: list[RunRow]) -> str:
         f"(90% {b.lo:.3f} to {b.hi:.3f}) and E = {E.value:.2f}"
     )
     for row in stars[-1:]:
-        text += f"; the star of {row.flops / runs.flops.max():.3g} times the dearest rung's compute is predicted at {float(law.loss(row.flops)):.3f}"
+        predicted, reach = float(law.loss(row.flops)), row.flops / runs.flops.max()
+        text += f"; the star of {reach:.3g} times the dearest rung's compute is predicted at {predicted:.3f}"
         text += (
-            f" and measured {row.loss:.3f} ({100 * (float(law.loss(row.flops)) / row.loss - 1):+.1f}%)"
+            f" and measured {row.loss:.3f} ({100 * (predicted / row.loss - 1):+.1f}%)"
             if row.loss
             else ""
         )

@@ -56,7 +56,7 @@ def study(evidence: Evidence) -> Finding:
             "replicates agree to the last digit: they are copies of one run, not runs of other seeds"
         )
     numbers = [
-        Number(f"one run's loss by {what}, one standard deviation", source.sd_pct, "%", note=f"{source.freedom:g} {DF}")
+        Number(f"one run's loss by {what}, one sd", source.sd_pct, "%", note=f"{source.freedom:g} {DF}")
         for what, source in (
             ("initialisation alone", seed), ("data order alone", order), ("both at once", whole)
         )
@@ -82,7 +82,7 @@ def study(evidence: Evidence) -> Finding:
         study="noise",
         title=TITLE,
         source="",
-        found=f"Chance moves one run's loss by {sd.value:.2g}% (one standard deviation, 90% {sd.lo:.2g} to {sd.hi:.2g}%)"
+        found=f"Chance moves one run's loss by {sd.value:.2g}% (one sd, 90% {sd.lo:.2g} to {sd.hi:.2g}%)"
         + (f"; {depends}." if depends else "."),
         means=f"Two single runs whose losses differ by less than about {least:.2g}% are not told apart; "
         "k seeds of each bring that down by the square root of k.",
@@ -94,10 +94,10 @@ def study(evidence: Evidence) -> Finding:
 
 DF = "degrees of freedom"
 USED = (
-    "Intervals of predictions in this report have such a noise in them, one for all runs of a table, learnt from "
-    "the replicates where there are some and else from what the law leaves; a noise sweep of other runs is not looked at."
+    "A prediction's interval has one such noise for all runs of a table in it, learnt from the table's own "
+    "replicates where there are some and else from what the law leaves; other sweeps' runs are not looked at."
 )
-ADDED = "The sum takes it that initialisation and data order act independently; runs that change both would test that."
+ADDED = "The sum takes initialisation and data order to act independently; runs that change both would test that."
 
 
 def _sets(

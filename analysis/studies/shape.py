@@ -29,7 +29,7 @@ CLEARLY = 1.25
 """Ratio of deviations from which one count is called better. Assumption."""
 
 PUBLISHED = {
-    "depth": "a few per cent; width/depth may vary 40-fold, (6, 4288) within 3% of (48, 1600): Kaplan et al. 2020, figure 5",
+    "depth": "a few per cent; width/depth may vary 40-fold: Kaplan et al. 2020, figure 5",
     "feed-forward": "a few per cent over a wide range of ratios, figure 5",
     "heads": "a few per cent over a wide range of head sizes, figure 5",
 }
@@ -87,7 +87,7 @@ def study(evidence: Evidence) -> Finding:
     untold = [row.run_id for row in rows if None in (row.n_layer, row.d_model, row.n_head, row.d_ff)]
     if untold or not rows:
         raise ValueError(
-            f"{len(untold)} of {len(rows)} runs do not tell n_layer, d_model, n_head and d_ff, which say what their shape is"
+            f"{len(untold)} of {len(rows)} runs do not tell n_layer, d_model, n_head and d_ff, which are their shape"
         )
     tokens = Counter(float(f"{row.tokens:.2g}") for row in rows).most_common(1)[0][0]
     every = cells([row for row in rows if 0.9 < row.tokens / tokens < 1.1])
@@ -112,8 +112,8 @@ def study(evidence: Evidence) -> Finding:
             found[axis.name] = sorted(points, key=lambda point: point[0])
     if not found:
         raise ValueError(
-            f"no run differs from the base shape in its depth, feed-forward ratio or heads alone, at N within {FIXED:g}x "
-            "of one size. Train +grid=shape."
+            f"no run differs from the base shape in its depth, feed-forward ratio or heads alone, at N within "
+            f"{FIXED:g}x of one size. Train +grid=shape."
         )
     numbers = [number for axis in AXES if axis.name in found for number in _of_axis(axis, found[axis.name])]
     numbers.append(
@@ -134,7 +134,7 @@ def study(evidence: Evidence) -> Finding:
         study="shape",
         title=TITLE,
         source="Kaplan et al. 2020 (arXiv 2001.08361), section 3.1, figures 5 and 6",
-        found=f"At N about {N:.2g} the worst shape tried ({worst}) loses {most:.1f}% against the base shape of the same N"
+        found=f"At N about {N:.2g} the worst shape tried ({worst}) loses {most:.1f}% against the base shape's L(N)"
         + (f", what {spared:.0f}% more parameters would make up for. " if math.isfinite(spared) else ". ")
         + counted,
         means=f"Within the ratios tried {_verdict(most)}.",
