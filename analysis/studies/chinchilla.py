@@ -18,6 +18,7 @@ from analysis.conventions import by_count
 from analysis.ensemble import Member, fit_members
 from analysis.estimate import Estimate
 from analysis.finding import Chart, Finding, Number, Panel, Series
+from analysis.isoflop import SAME_LABEL
 from analysis.laws import SEPARABLE
 from analysis.published import PUBLISHED
 from analysis.resample import estimate
@@ -82,7 +83,9 @@ def _by_envelope(runs: Runs) -> Allocation | Skipped:
     best = set(envelope(runs).run_ids)
     edges = inner = 0
     for _, index in groups(runs):
-        sizes = runs.params[index]
+        sizes, flops = runs.params[index], runs.flops[index]
+        if flops.max() > SAME_LABEL * flops.min():
+            continue
         there = np.array([runs.run_id[i] in best for i in index])
         at_edge = (sizes == sizes.min()) | (sizes == sizes.max())
         edges, inner = edges + int((there & at_edge).sum()), inner + int((there & ~at_edge).sum())
@@ -273,11 +276,12 @@ def _found(had: Sequence[Allocation]) -> str:
 def _means(had: Sequence[Allocation]) -> str:
     low, high = (end(had, key=lambda item: item.a.value) for end in (min, max))
     kaplan = PUBLISHED[0]
-    sizes = f"{10**low.a.value:.1f}" + (f" to {10**high.a.value:.1f}" if high is not low else "")
+    sizes = " to ".join(dict.fromkeys(f"{10**end.a.value:.1f}" for end in (low, high)))
     if max(item.a.lo for item in had) > min(item.a.hi for item in had):
         return (
             f"The approaches do not agree (ten times the compute on {sizes} times the parameters, and their intervals share "
-            "no value): do not size a larger run from these alone; bracket more budgets first."
+            "no value): do not size a larger run from one of them before the report's bias of approach 2 on this very grid "
+            "says which to trust."
         )
     return (
         f"Ten times the compute is best spent on {sizes} times the parameters here, the rest on tokens; Kaplan's law would "
@@ -312,20 +316,18 @@ def _chart(runs: Runs, had: Sequence[Allocation], moved: Mapping[str, Movement])
     for theirs in PUBLISHED[:2]:
         label = f"{theirs.who.split()[0]}'s slope, {theirs.a:.2f}"
         lines.append(Series(label, ends, size * (ends / middle) ** theirs.a, "dashed"))
-    dots = []
-    for place, (label, value) in enumerate(_rows(had, moved)):
-        dots.append(Series(label, *(np.array([x]) for x in (float(place), value.value)), "dots",
-                           np.array([value.lo]), np.array([value.hi])))
+    rows = {str(item.approach): item.a for item in had}
+    rows |= {f"no {name}": move.undone for name, move in moved.items() if move.undone}
+    place = np.arange(len(rows), dtype=np.float64)
+    value, lo, hi = (np.array([getattr(row, end) for row in rows.values()]) for end in ("value", "lo", "hi"))
+    dots = [Series("", place, value, "dots", lo, hi)]
+    for theirs, line in zip(PUBLISHED[:2], lines[-2:], strict=True):
+        dots.append(Series(line.label, place[[0, -1]], np.full(2, theirs.a), "dashed"))
     return Chart(
         "Left: the optimal size by each approach, all runs in grey, the papers' slopes dashed through the middle. Right: the "
-        "exponent a by each approach and with each correction undone, with 90% intervals.",
+        "exponent a by each approach and with each correction undone, in the order below the axis, with 90% intervals.",
         (
             Panel("Optimal size", "C, FLOPs", "N, parameters", tuple(lines), log_y=True),
-            Panel("Exponent a", "by legend, left to right", "a in N_opt ∝ C^a", tuple(dots), log_x=False),
+            Panel("Exponent a", "approach " + ", ".join(rows), "a in N_opt ∝ C^a", tuple(dots), log_x=False),
         ),
     )
-
-
-def _rows(had: Sequence[Allocation], moved: Mapping[str, Movement]) -> list[tuple[str, Estimate]]:
-    rows = [(f"approach {item.approach}: a = {item.a.value:.2f}", item.a) for item in had]
-    return rows + [(f"{name} undone", move.undone) for name, move in moved.items() if move.undone]
