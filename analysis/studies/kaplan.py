@@ -17,9 +17,10 @@ from analysis.conventions import by_count
 from analysis.ensemble import REPEATS, Member, fit_members
 from analysis.estimate import LEVEL, Estimate
 from analysis.finding import Chart, Finding, Number, Panel, Series
+from analysis.fitting import fit_law
 from analysis.health import critical_tokens
 from analysis.laws import COUPLED, KAPLAN, KAPLAN_PARAMS, KAPLAN_STEPS, KAPLAN_TOKENS, POWER, SEPARABLE, Law
-from analysis.resample import estimate
+from analysis.resample import cluster_weights, estimate, refit
 from analysis.rollout import SAME_BUDGET
 from analysis.studies import Course, Evidence
 from analysis.table import as_runs
@@ -171,10 +172,16 @@ def _levels(values: np.ndarray) -> np.ndarray:
 
 
 def _most(of: np.ndarray, other: np.ndarray, plenty: np.ndarray) -> np.ndarray:
-    """At each level of `of`, the runs with the most of `other` that have plenty of it; indices."""
+    """The runs with plenty of `other`, indices: all at one level of it where one has FEWEST levels of `of`, the level
+    with the most of them; else at each level of `of` those with the most of `other`."""
+    which, shared = _levels(of), _levels(other)
+    held = {level: len(np.unique(which[plenty & (shared == level)])) for level in np.unique(shared)}
+    widest = max(held, key=lambda level: (held[level], level))
+    if held[widest] >= FEWEST:
+        return np.flatnonzero(plenty & (shared == widest))
     chosen: list[int] = []
-    for level in np.unique(_levels(of)):
-        there = np.flatnonzero((_levels(of) == level) & plenty)
+    for level in np.unique(which):
+        there = np.flatnonzero((which == level) & plenty)
         chosen += [int(i) for i in there if other[i] * SAME_BUDGET > other[there].max()]
     return np.array(chosen, dtype=int)
 
@@ -198,7 +205,7 @@ def _line(
         note = f"{more} would still lower these losses by {100 * gain[chosen].min():.1f} to {100 * gain[chosen].max():.1f}%"
     if bend.lo * bend.hi > 0:
         note += f"{'; ' if note else ''}a local exponent: it changes by {bend.value:+.0%} of itself over these runs"
-    return _fitted(law, taken, note)
+    return _fitted(law, taken, note, loss="least_squares")  # of so few points a knee would fit two and leave the rest
 
 
 def _bend(x: np.ndarray, y: np.ndarray) -> Estimate:
@@ -214,14 +221,15 @@ def _bend(x: np.ndarray, y: np.ndarray) -> Estimate:
     return Estimate(float(change), float(change - half), float(change + half), float(se))
 
 
-def _fitted(law: Law, runs: Runs, note: str = "") -> Part:
-    members, skipped = fit_members(runs, (), beside=(law,))
-    if not members:
-        return Part(runs, refused=skipped[0].reason)
-    member = members[0]
-    if member.fit.status is not Status.CONVERGED:
-        return Part(runs, refused=f"the fit is {member.fit.status.value}: {member.fit.reason}")
-    return Part(runs, member, note=note)
+def _fitted(law: Law, runs: Runs, note: str = "", loss: str = "huber") -> Part:
+    try:
+        fit, theta, problem = fit_law(law, runs, loss=loss)
+        weights = cluster_weights(runs, len(law.unknowns))
+    except ValueError as error:
+        return Part(runs, refused=str(error))
+    if fit.status is not Status.CONVERGED:
+        return Part(runs, refused=f"the fit is {fit.status.value}: {fit.reason}")
+    return Part(runs, Member(law, fit, problem, theta, refit(problem, theta, weights)), note=note)
 
 
 # --- the laws of two ----------------------------------------------------------------------------------
