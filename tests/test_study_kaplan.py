@@ -159,9 +159,14 @@ def test_steps_of_evaluations_under_way_follow_the_measured_noise_scale(tmp_path
         )  # fmt: skip
         ends.append((size, seen[-1], evaluated[-1]))
     size, seen, last = map(np.array, zip(*ends, strict=True))
-    extra = np.array([[3e3, 3e6, 3.0], [5e6, 1e8, 2.0]])  # the surface that tells what is ample takes more sizes
+    extra = np.array(
+        [[3e3, 3e6, 3.0], [5e6, 1e8, 2.0]]
+    )  # the surface that tells what is ample takes more sizes
     given = evidence(
-        tmp_path, *(np.append(a, b) for a, b in zip((size, seen, last), extra.T, strict=True)), courses, batch_tokens=batch
+        tmp_path,
+        *(np.append(a, b) for a, b in zip((size, seen, last), extra.T, strict=True)),
+        courses,
+        batch_tokens=batch,
     )
     said = numbers(load("kaplan")(given))
     number = said["alpha_S of L(N, S_min), N non-embedding"]
@@ -179,11 +184,15 @@ def test_the_grid_has_ample_data_and_ample_size_and_no_dear_corner(compose, scal
     config = compose(f"scale={scale}", "+grid=kaplan")
     planned = cells(config, vocab_size)
     assert config.grid.studies == ["kaplan"] and config.schedule.trunk and config.executor.evaluations
-    assert all(cell.tokens * training_flops_per_token(cell.shape) <= config.grid.max_flops for cell in planned)
+    assert all(
+        cell.tokens * training_flops_per_token(cell.shape) <= config.grid.max_flops for cell in planned
+    )
     ratios = [cell.tokens / cell.params for cell in planned]
     assert min(ratios) < 5 and max(ratios) > 500
     runs = plan(planned, Corpus("f00d", vocab_size, 10**12))
-    assert len({(run.spec.batch_tokens, run.spec.optim.lr, run.spec.schedule.warmup_steps) for run in runs}) == 1
+    assert (
+        len({(run.spec.batch_tokens, run.spec.optim.lr, run.spec.schedule.warmup_steps) for run in runs}) == 1
+    )
     shared = share(runs)
     assert len(shared.trunks) == len(runs)
     assert own_flops([*shared.trunks, *shared.runs]) < most

@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.allocate import by_envelope, by_isoflops, by_surface, cost_rule, envelope, isoflops, optimal_log_params
+from analysis.allocate import (
+    by_envelope,
+    by_isoflops,
+    by_surface,
+    cost_rule,
+    envelope,
+    isoflops,
+    optimal_log_params,
+)
 from analysis.conventions import by_count
 from analysis.ensemble import Member, fit_members
 from analysis.estimate import Estimate
@@ -45,7 +53,12 @@ UNDOING = {
 runs of its own, but trunks that were evaluated at their ends."""
 
 _APART = "one of three factors that set Kaplan's a apart, Porian et al. 2024, abstract"
-CLAIMED = {"head": _APART, "warmup": _APART, "decay": "not essential, Porian et al. 2024, abstract", "tuning": _APART}
+CLAIMED = {
+    "head": _APART,
+    "warmup": _APART,
+    "decay": "not essential, Porian et al. 2024, abstract",
+    "tuning": _APART,
+}
 
 
 def study(evidence: Evidence) -> Finding:
@@ -55,7 +68,10 @@ def study(evidence: Evidence) -> Finding:
     had = [item for item in approaches if isinstance(item, Allocation)]
     if not had:
         raise ValueError("; ".join(f"{item.what}: {item.reason}" for item in approaches))
-    moved = {name: _without_head(evidence) if name == "head" else _undone(evidence, name) for name in _arms(evidence)}
+    moved = {
+        name: _without_head(evidence) if name == "head" else _undone(evidence, name)
+        for name in _arms(evidence)
+    }
     return Finding(
         study="chinchilla",
         title="Compute-optimal exponents by three approaches",
@@ -154,13 +170,17 @@ def _without_head(evidence: Evidence) -> Movement:
     """N and C = 6·N·D counted as Kaplan et al. did, without embedding and head, against with the head; approach 3."""
     counts = by_count(evidence.table.runs, evidence.table.params_kind)
     if len(counts) < 2:
-        return Movement(reason="the table does not count N both with and without embeddings, which tells the head's size")
+        return Movement(
+            reason="the table does not count N both with and without embeddings, which tells the head's size"
+        )
     runs = counts["non-embedding"]
     embedding = counts["total"].params - runs.params
     holds_no_head = _tied(evidence, runs) or not (runs.params > embedding).all()
     without = runs.params if holds_no_head else runs.params - embedding
     sides = (replace(runs, params=n, flops=6 * n * runs.tokens) for n in (without, without + embedding))
-    return _movement(*map(_surface_slopes, sides), "approach 3; the head taken to be as large as the embedding")
+    return _movement(
+        *map(_surface_slopes, sides), "approach 3; the head taken to be as large as the embedding"
+    )
 
 
 def _tied(evidence: Evidence, runs: Runs) -> bool:
@@ -218,12 +238,16 @@ def _undone(evidence: Evidence, arm: str) -> Movement:
 
 
 def _as_runs(rows: Sequence[RunRow], cells: Sequence[tuple[str, float]]) -> Runs:
-    columns = (np.array([getattr(row, name) for row in rows]) for name in ("params", "tokens", "loss", "flops"))
+    columns = (
+        np.array([getattr(row, name) for row in rows]) for name in ("params", "tokens", "loss", "flops")
+    )
     params, tokens, loss, flops = columns
     return as_runs(params, tokens, loss, flops=flops, group=[group for group, _ in cells])
 
 
-def _undecayed(evidence: Evidence, base: Mapping[tuple[str, float], RunRow]) -> dict[tuple[str, float], RunRow]:
+def _undecayed(
+    evidence: Evidence, base: Mapping[tuple[str, float], RunRow]
+) -> dict[tuple[str, float], RunRow]:
     """Each run as it stood when its cooldown began: its trunk's last evaluation, with the tokens and FLOPs by then."""
     trunks = {}
     for row in evidence.table.rows:
@@ -311,8 +335,13 @@ def _chart(runs: Runs, had: Sequence[Allocation], moved: Mapping[str, Movement])
     ends = np.array([runs.flops.min(), runs.flops.max()])
     lines = [Series("", runs.flops, runs.params)]
     for item in had:
-        lines.append(Series(f"approach {item.approach}: a = {item.a.value:.2f}", ends, item.params_at(ends), "line"))
-    middle, size = np.sqrt(ends[0] * ends[1]), np.exp(np.mean([np.log(i.params_at(np.sqrt(ends.prod()))) for i in had]))
+        lines.append(
+            Series(f"approach {item.approach}: a = {item.a.value:.2f}", ends, item.params_at(ends), "line")
+        )
+    middle, size = (
+        np.sqrt(ends[0] * ends[1]),
+        np.exp(np.mean([np.log(i.params_at(np.sqrt(ends.prod()))) for i in had])),
+    )
     for theirs in PUBLISHED[:2]:
         label = f"{theirs.who.split()[0]}'s slope, {theirs.a:.2f}"
         lines.append(Series(label, ends, size * (ends / middle) ** theirs.a, "dashed"))

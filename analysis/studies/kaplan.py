@@ -67,7 +67,9 @@ class Part:
         said = "; ".join(filter(None, (self.refused or self.note, note)))
         return Number(what, self.value(of), published=f"{published}, {SOURCE}", note=said)
 
-    def pair(self, law: str, kind: str, published: tuple[str, str, str], second: str) -> tuple[Number, Number]:
+    def pair(
+        self, law: str, kind: str, published: tuple[str, str, str], second: str
+    ) -> tuple[Number, Number]:
         """Its alpha_N and its other exponent; what is to be said of both stands at the first."""
         size, other, where = published
         one = self.number(f"alpha_N of {law}, N {kind}", _named("alpha_N"), f"{size}, {where}")
@@ -89,16 +91,28 @@ def study(evidence: Evidence) -> Finding:
     of_tokens = _at_ample_size(counts[first], surfaces[first])
     of_flops = _on_the_envelope(once)
     overfitting = _overfitting(by_count(table.runs, table.params_kind)[first])
-    numbers = [part.number(f"alpha_N of L(N) at ample data, N {kind}", _named("alpha_N"), "0.076, equation 1.1")
-               for kind, part in of_params.items()]
-    numbers.append(of_tokens.number("alpha_D of L(D) at ample size", _named("alpha_D"), "0.095, equation 1.2"))
-    numbers.append(of_flops.number(
-        "alpha_C of L(C) on the envelope", lambda v: -v["b"], "0.050 at the best batch, equation 1.3",
-        f"C: {table.flops_kind}, at the runs' own batch"))
+    numbers = [
+        part.number(f"alpha_N of L(N) at ample data, N {kind}", _named("alpha_N"), "0.076, equation 1.1")
+        for kind, part in of_params.items()
+    ]
+    numbers.append(
+        of_tokens.number("alpha_D of L(D) at ample size", _named("alpha_D"), "0.095, equation 1.2")
+    )
+    numbers.append(
+        of_flops.number(
+            "alpha_C of L(C) on the envelope",
+            lambda v: -v["b"],
+            "0.050 at the best batch, equation 1.3",
+            f"C: {table.flops_kind}, at the runs' own batch",
+        )
+    )
     for kind, part in joint.items():
         numbers += part.pair("L(N, D)", kind, ("0.076", "0.103", "table 2"), "alpha_D")
-    numbers.append(overfitting.number(
-        "x of D ∝ N^x against overfitting", lambda v: v["alpha_N"] / v["alpha_D"], "0.74, equation 4.4"))
+    numbers.append(
+        overfitting.number(
+            "x of D ∝ N^x against overfitting", lambda v: v["alpha_N"] / v["alpha_D"], "0.74, equation 4.4"
+        )
+    )
     for kind, part in steps.items():
         numbers += part.pair("L(N, S_min)", kind, ("0.077", "0.76", "table 3"), "alpha_S")
     return Finding(
@@ -187,8 +201,13 @@ def _most(of: np.ndarray, other: np.ndarray, plenty: np.ndarray) -> np.ndarray:
 
 
 def _line(
-    law: Law, runs: Runs, chosen: np.ndarray, of: np.ndarray, lacking: str,
-    gain: np.ndarray | None = None, more: str = "",
+    law: Law,
+    runs: Runs,
+    chosen: np.ndarray,
+    of: np.ndarray,
+    lacking: str,
+    gain: np.ndarray | None = None,
+    more: str = "",
 ) -> Part:
     """`law` through the chosen runs, unless they are too few or do not lie on one line in logarithms."""
     levels = len(np.unique(_levels(of[chosen])))
@@ -197,15 +216,21 @@ def _line(
     taken = runs.take(chosen)
     bend = _bend(np.log(of[chosen]), np.log(taken.loss))
     if min(abs(bend.lo), abs(bend.hi)) > BENT and bend.lo * bend.hi > 0:
-        return Part(taken, refused=(
-            f"no power law: over these runs the exponent changes by {bend.value:+.0%} of itself (90%: {bend.lo:+.0%} to "
-            f"{bend.hi:+.0%}), and what it is depends on where one looks"))
+        return Part(
+            taken,
+            refused=(
+                f"no power law: over these runs the exponent changes by {bend.value:+.0%} of itself (90%: {bend.lo:+.0%} to "
+                f"{bend.hi:+.0%}), and what it is depends on where one looks"
+            ),
+        )
     note = ""
     if gain is not None:
         note = f"{more} would still lower these losses by {100 * gain[chosen].min():.1f} to {100 * gain[chosen].max():.1f}%"
     if bend.lo * bend.hi > 0:
         note += f"{'; ' if note else ''}a local exponent: it changes by {bend.value:+.0%} of itself over these runs"
-    return _fitted(law, taken, note, loss="least_squares")  # of so few points a knee would fit two and leave the rest
+    return _fitted(
+        law, taken, note, loss="least_squares"
+    )  # of so few points a knee would fit two and leave the rest
 
 
 def _bend(x: np.ndarray, y: np.ndarray) -> Estimate:
@@ -240,13 +265,19 @@ def _against(floored: Member | None, part: Part) -> Part:
     if part.member is None:
         return part
     if floored is None:
-        return replace(part, note="; ".join(filter(None, (part.note, "too few runs to tell whether there is a floor"))))
+        return replace(
+            part, note="; ".join(filter(None, (part.note, "too few runs to tell whether there is a floor")))
+        )
     own, other = part.member.fit.rms_pct, floored.fit.rms_pct
     if own > max(MISFIT * other, NOISE_PCT):
         floor = floored.fit.values["E"]
-        return Part(part.runs, refused=(
-            f"the law has no irreducible loss and misses these runs by {own:.2g}% rms, where the same form with one "
-            f"(E = {floor:.3g} nats) misses by {other:.2g}%"))
+        return Part(
+            part.runs,
+            refused=(
+                f"the law has no irreducible loss and misses these runs by {own:.2g}% rms, where the same form with one "
+                f"(E = {floor:.3g} nats) misses by {other:.2g}%"
+            ),
+        )
     return part
 
 
@@ -266,7 +297,11 @@ def _overfitting(runs: Runs) -> Part:
     repeated = runs.tokens > REPEATS * unique
     if not repeated.any():
         known = np.isfinite(unique).any()
-        why = "each run saw its tokens once, so that nothing overfits" if known else "no run is known to repeat its tokens"
+        why = (
+            "each run saw its tokens once, so that nothing overfits"
+            if known
+            else "no run is known to repeat its tokens"
+        )
         return Part(refused=f"{why}: there is no law to fit of when it does")
     stopped = []
     for size, data in {(n, u) for n, u in zip(runs.params, unique, strict=True) if np.isfinite(u)}:
@@ -275,9 +310,12 @@ def _overfitting(runs: Runs) -> Part:
         if runs.tokens[best] < runs.tokens[there].max():
             stopped.append(best)
     if len(stopped) <= len(KAPLAN.unknowns):
-        return Part(refused=(
-            f"the loss stopped falling, with a longer run to show it, at {len(stopped)} pairs of size and data set; "
-            f"the law takes {len(KAPLAN.unknowns) + 1}"))
+        return Part(
+            refused=(
+                f"the loss stopped falling, with a longer run to show it, at {len(stopped)} pairs of size and data set; "
+                f"the law takes {len(KAPLAN.unknowns) + 1}"
+            )
+        )
     chosen = runs.take(np.array(sorted(stopped)))
     chosen = replace(chosen, tokens=chosen.unique_tokens)
     return _against(_floored(COUPLED, chosen), _fitted(KAPLAN, chosen))
@@ -308,8 +346,11 @@ def _steps(evidence: Evidence, runs: Runs) -> Part:
     size, tokens, loss = (np.array([point[i] for point in points]) for i in (0, 2, 3))
     batch = np.array([row.batch_tokens for _, row, *_ in points])
     least_steps = tokens / batch / (1 + critical / batch)
-    told = "B_crit: the noise scale measured in these runs" if measured else (
-        "B_crit: the paper's own (figure 10), by bytes; +grid=batch measures it")
+    told = (
+        "B_crit: the noise scale measured in these runs"
+        if measured
+        else ("B_crit: the paper's own (figure 10), by bytes; +grid=batch measures it")
+    )
     taken = as_runs(size, least_steps, loss)
     return _against(_floored(SEPARABLE, taken), _fitted(KAPLAN_STEPS, taken, f"{where}; {told}"))
 
@@ -329,7 +370,11 @@ def _critical(points: list[tuple]) -> tuple[np.ndarray, bool]:
     """B_crit at each point in tokens, and whether it was measured: the last noise scale before it, else the paper's."""
     found = []
     for _, _, tokens, _, course in points:
-        known = [] if course is None else course.noise_scale[np.isfinite(course.noise_scale) & (course.tokens <= tokens)]
+        known = (
+            []
+            if course is None
+            else course.noise_scale[np.isfinite(course.noise_scale) & (course.tokens <= tokens)]
+        )
         found.append(known[-1] if len(known) else np.nan)
     if np.isfinite(found).all():
         return np.array(found), True
@@ -361,11 +406,15 @@ def _means(of_params: Part, of_tokens: Part, of_flops: Part) -> str:
     by_compute = of_flops.value(lambda v: -v["b"])
     said = []
     if by_size and by_data:
-        said.append(f"where the other is ample, twice the parameters lower the loss by {_lowered(2, by_size):.1f}% and "
-                    f"twice the tokens by {_lowered(2, by_data):.1f}%")
+        said.append(
+            f"where the other is ample, twice the parameters lower the loss by {_lowered(2, by_size):.1f}% and "
+            f"twice the tokens by {_lowered(2, by_data):.1f}%"
+        )
     if by_compute:
-        said.append(f"ten times the compute, well spent, lowers it by {_lowered(10, by_compute):.1f}%, the price of the "
-                    "next step down")
+        said.append(
+            f"ten times the compute, well spent, lowers it by {_lowered(10, by_compute):.1f}%, the price of the "
+            "next step down"
+        )
     if not said:
         return "Do not plan with a single power law on this corpus: use the surface that the report fits."
     text = "; ".join(said)
@@ -380,15 +429,17 @@ def _notes(of_params: Mapping[str, Part], surfaces: Mapping[str, Member]) -> tup
     notes = [
         "The paper's exponents are for WebText2 and models of 768 to 1.5 billion parameters without embedding and head; "
         "an exponent of a law without an irreducible loss shrinks as the loss nears that floor, so exponents of other "
-        "corpora, tokenizers and sizes do not compare number by number.",
+        "corpora, tokenizers and sizes do not compare number by number."
     ]
     floor = next(iter(surfaces.values())).fit.values["E"]
     notes.append(f"A surface with a floor puts it at E = {floor:.3g} nats a token on these runs.")
     values = {kind: part.value(_named("alpha_N")) for kind, part in of_params.items()}
     if len(values) == 2 and all(values.values()):
         (one, first), (other, second) = values.items()
-        notes.append(f"alpha_N is {first.value:.3f} with N {one} and {second.value:.3f} with N {other}: the embedding is a "
-                     "larger share of a smaller model (section 3.2).")
+        notes.append(
+            f"alpha_N is {first.value:.3f} with N {one} and {second.value:.3f} with N {other}: the embedding is a "
+            "larger share of a smaller model (section 3.2)."
+        )
     return tuple(notes)
 
 
@@ -399,7 +450,9 @@ def _chart(runs: Runs, kind: str, of_params: Part, of_tokens: Part, of_flops: Pa
         _panel("L(C), envelope", "C, FLOPs", "flops", runs, of_flops),
         _surface_panel(runs, joint),
     ]
-    return Chart("Coloured: the runs that meet a law's assumption, with its fit; grey: all runs.", tuple(panels))
+    return Chart(
+        "Coloured: the runs that meet a law's assumption, with its fit; grey: all runs.", tuple(panels)
+    )
 
 
 def _panel(title: str, label: str, name: str, runs: Runs, part: Part) -> Panel:
