@@ -33,7 +33,7 @@ from sweep.__main__ import CONF
 from sweep.hardware import usable_cores
 from sweep.plan import rules
 from sweep.plan.grids import cells, family
-from sweep.plan.plan import Corpus, batch_sequences, plan
+from sweep.plan.plan import Corpus, plan
 from sweep.plan.schema import to_config
 from sweep.plan.spec import DataSpec, RunSpec
 

@@ -20,18 +20,13 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 def at_scale(asked: str, cpu: object, gpu: object) -> object:
     """Resolver: `gpu` at gpu scale or where auto finds a GPU, else `cpu`."""
-    value = gpu if asked == "gpu" or asked == "auto" and has_gpu() else cpu
-    return OmegaConf.create(value) if isinstance(value, list) else value
+    chosen = gpu if asked == "gpu" or asked == "auto" and has_gpu() else cpu
+    return OmegaConf.create(chosen) if isinstance(chosen, list) else chosen
 
 
 def times_largest(factor: float, values: list[float]) -> float:
     """Resolver: `factor` times the largest of `values`."""
     return factor * max(values)
-
-
-def every(step: int, values: list[float]) -> list[float]:
-    """Resolver: the first of the values and each `step`-th after it."""
-    return OmegaConf.create(list(values[::step]))
 
 
 def follows(trunk: bool) -> str:
@@ -41,7 +36,6 @@ def follows(trunk: bool) -> str:
 
 OmegaConf.register_new_resolver("follows", follows, replace=True)
 OmegaConf.register_new_resolver("at_scale", at_scale, replace=True)
-OmegaConf.register_new_resolver("every", every, replace=True)
 OmegaConf.register_new_resolver("times_largest", times_largest, replace=True)
 
 

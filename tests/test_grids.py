@@ -164,10 +164,6 @@ def test_a_file_may_write_the_keys_of_a_product_with_dots(compose):
             "grid.over: seed: a list with a value or more",
         ),
         (["grid.params=1e4", "grid.tokens=1e6", "+grid.each.seed=3"], "grid.each: seed: a list with a value or more"),
-        (
-            ["grid.params=1e4", "grid.tokens=1e6", "+grid.each.seed=[3]", "+grid.over.seed=[4]"],
-            "grid.each: seed: under grid.over too",
-        ),
         (["grid.params=1e4", "grid.tokens=1e6", "+grid.over.data.kind=[text]"], "'data.kind' is no key"),
         (["+grid.over.params=[-5]", "grid.tokens=1e6"], "grid.over: params: -5 is not a positive number"),
         (

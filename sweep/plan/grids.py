@@ -70,6 +70,19 @@ def shape_for(config: SweepConfig, vocab_size: int, params: float, key: str) -> 
         raise ConfigError(f"{key}: {error}") from error
 
 
+def named_shape(config: SweepConfig, vocab_size: int, numbers: Sequence[int], key: str) -> DecoderShape:
+    """The shape of these (n_layer, d_model, n_head, d_ff); the rest is the model group's. Raises ConfigError
+    naming `key`."""
+    model = config.model
+    try:
+        n_layer, d_model, n_head, d_ff = numbers
+        return DecoderShape(
+            n_layer, d_model, n_head, d_ff, vocab_size, model.seq_len, model.activation, model.qk_norm, model.tied
+        )
+    except ValueError as error:
+        raise ConfigError(f"{key}: {list(numbers)}: n_layer, d_model, n_head and d_ff are wanted: {error}") from error
+
+
 def cells(config: SweepConfig, vocab_size: int) -> list[Cell]:
     """Every cell to fit on, in the grid's order. The target is `target_cell`'s."""
     grid = config.grid
@@ -140,8 +153,15 @@ def _size(grid: IsoflopGrid, rung: int) -> float:
 
 
 def _ladder_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
-    for params in config.grid.sizes:
-        shape = shape_for(config, vocab_size, params, "grid.sizes")
+    grid = config.grid
+    if (grid.sizes is None) == (grid.shapes is None):
+        raise ConfigError("grid: give sizes or shapes, not both and not neither")
+    shapes = (
+        [shape_for(config, vocab_size, params, "grid.sizes") for params in grid.sizes]
+        if grid.shapes is None
+        else [named_shape(config, vocab_size, shape, "grid.shapes") for shape in grid.shapes]
+    )
+    for shape in shapes:
         for seed in seeds(config):
             yield Cell(config, shape, config.grid.tokens, seed, "ladder")
 
@@ -173,8 +193,6 @@ def _points(grid: ProductGrid) -> Iterator[dict[str, Any]]:
         for key, values in lists.items():
             if not isinstance(values, (list, tuple)) or not values:
                 raise ConfigError(f"grid.{name}: {key}: a list with a value or more is wanted, found {values!r}")
-    if both := over.keys() & each.keys():
-        raise ConfigError(f"grid.each: {', '.join(sorted(both))}: under grid.over too; leave it in one of them")
     for values in itertools.product(*over.values()):
         base = dict(zip(over, values))
         yield base
@@ -218,9 +236,12 @@ def target_cell(config: SweepConfig, vocab_size: int, params: float | None = Non
     if target.flops is None:
         return None
     wanted = target.params or params
-    if wanted is None:
+    if target.shape is not None:
+        shape = named_shape(config, vocab_size, target.shape, "grid.target.shape")
+    elif wanted is None:
         raise ConfigError("grid.target.params: this grid cannot choose the target's size; give it")
-    shape = shape_for(config, vocab_size, wanted, "grid.target.params")
+    else:
+        shape = shape_for(config, vocab_size, wanted, "grid.target.params")
     return replace(isoflop_cell(config, shape, target.flops, config.seed, role="holdout"), group="target")
 
 
