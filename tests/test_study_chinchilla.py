@@ -40,7 +40,8 @@ def embedding(params):
 
 def row(run_id, role, group, params, tokens, value, **more) -> dict:
     return {
-        "run_id": run_id, "role": role, "group": group, "status": "finished", "flops": repr(float(6 * params * tokens)),
+        "run_id": run_id, "role": role, "group": group, "status": "finished",
+        "flops": repr(float(6 * params * tokens)),
         "params_non_embedding": repr(float(params)), "params_total": repr(float(params + embedding(params))),
         "tokens": repr(float(tokens)), "loss": "" if value is None else repr(float(value)), **more,
     }  # fmt: skip
@@ -67,8 +68,8 @@ def numbers(finding) -> dict:
 
 
 def with_trunks(rows, raised) -> tuple[list[dict], dict]:
-    """The rows with their trunks' segments, and the courses of both: a trunk ends at TRUNK of its run's tokens, where
-    its loss lies above the final one by the factor raised(params)."""
+    """The rows with their trunks' segments, and the courses of both: a trunk ends at TRUNK of its run's
+    tokens, where its loss lies above the final one by the factor raised(params)."""
     trunks, courses = [], {}
     for told in rows:
         params, tokens = float(told["params_non_embedding"]), float(told["tokens"])
@@ -89,7 +90,8 @@ def course(tokens, params, value, spec) -> Course:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Runs to fit, an arm whose alpha is lower, and trunks whose losses stand above by one factor for all sizes."""
+    """Runs to fit, an arm whose alpha is lower, and trunks whose losses stand above by one factor for all
+    sizes."""
     fitted = isoflops(TRUTH)
     trunks, courses = with_trunks(fitted, lambda params: 1.05)
     arm = isoflops(UNTUNED, role="arm", arm="tuning: ", seed=1)
@@ -121,7 +123,7 @@ def test_an_arm_moves_the_exponent_by_what_its_surface_says(found):
     assert number.estimate.value == pytest.approx(expected, abs=0.03)
     assert number.estimate.lo > 0
     assert "approach 2 at 35 cells" in number.note
-    assert any("tuning moves a the most" in note for note in found.notes)
+    assert any("tuning moves the exponent the most" in note for note in found.notes)
 
 
 def test_losses_before_the_decay_are_read_off_the_trunks_at_their_own_cost(found):
@@ -186,7 +188,8 @@ def replace_total(told: dict) -> dict:
 
 
 def test_curves_without_a_minimum_refuse_approach_2_with_the_reason(tmp_path):
-    """Sizes all larger than the best: approaches 1 and 2 would read the grid; 3 needs no minimum among the runs."""
+    """Sizes all larger than the best: approaches 1 and 2 would read the grid; 3 needs no minimum among the
+    runs."""
     rows = isoflops(TRUTH, around={**TRUTH, "A": 60 * 4**0.8})
     said = numbers(load("chinchilla")(evidence(tmp_path, rows)))
     for approach, reason in (
@@ -229,7 +232,7 @@ def test_each_arm_has_the_budgets_own_cells_made_its_way(compose, scale, vocab_s
         for key, run in made.items():
             other = base[key].spec
             if arm == "warmup":
-                tokens = run.spec.schedule.warmup_steps * run.spec.batch_tokens
+                tokens = run.spec.tokens_after(run.spec.schedule.warmup_steps)
                 assert tokens == pytest.approx(
                     config.grid.arms["warmup"]["schedule"]["warmup_tokens"], rel=0.01
                 )

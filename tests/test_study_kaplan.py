@@ -1,4 +1,5 @@
-"""Kaplan's laws on runs of known truth: exponents are found, and a law whose assumption fails gives its reason instead."""
+"""Kaplan's laws on runs of known truth: exponents are found, and a law whose assumption fails gives its
+reason instead."""
 
 from __future__ import annotations
 
@@ -125,7 +126,8 @@ STEPS = {"N_c": 3e6, "S_c": 900.0, "alpha_N": 0.12, "alpha_S": 0.7}
 
 
 def steps_at(batch, critical):
-    """Sizes x S_min on equation 1.6, with the tokens that a batch above no and below some critical one takes."""
+    """Sizes x S_min on equation 1.6, with the tokens that a batch above no and below some critical one
+    takes."""
     params, least = rectangle(SIZES[:6], np.geomspace(1e3, 1e5, 6))
     loss = KAPLAN_STEPS.loss_at(STEPS, params=params, tokens=least)
     return params, least * (1 + critical(loss) / batch) * batch, loss
@@ -142,7 +144,8 @@ def test_steps_follow_the_paper_s_critical_batch_where_none_is_measured(tmp_path
 
 
 def test_steps_of_evaluations_under_way_follow_the_measured_noise_scale(tmp_path):
-    """Each size has one run; its evaluations at the constant rate are the points, those in its warmup and decay not."""
+    """Each size has one run; its evaluations at the constant rate are the points, those in its warmup and
+    decay not."""
     batch, measured = 2048.0, 30_000.0
     params, tokens, loss = steps_at(batch, lambda loss: measured)
     courses, ends = {}, []
