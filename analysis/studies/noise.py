@@ -54,7 +54,7 @@ def study(evidence: Evidence) -> Finding:
     if math.sqrt(total.variance) < EXACT:
         raise ValueError("replicates agree to the last digit: they are copies of one run, not runs of other seeds")
     numbers = [
-        Number(f"one run's loss by {what}, one standard deviation", source.sd_pct, "%", note=f"{source.freedom:g} {DF}")
+        Number(f"one run's loss by {what}, one sd", source.sd_pct, "%", note=f"{source.freedom:g} {DF}")
         for what, source in (
             ("initialisation alone", seed), ("data order alone", order), ("both at once", whole)
         )
@@ -74,7 +74,7 @@ def study(evidence: Evidence) -> Finding:
         study="noise",
         title=TITLE,
         source="replicates of one recipe; chi-square intervals",
-        found=f"Chance moves one run's loss by {sd.value:.2g}% (one standard deviation, 90% {sd.lo:.2g} to {sd.hi:.2g}%)"
+        found=f"Chance moves one run's loss by {sd.value:.2g}% (one sd, 90% {sd.lo:.2g} to {sd.hi:.2g}%)"
         + (f"; {depends}." if depends else "."),
         means=f"Two single runs whose losses differ by less than about {least:.2g}% are not told apart; "
         "k seeds of each bring that down by the square root of k.",
@@ -86,10 +86,10 @@ def study(evidence: Evidence) -> Finding:
 
 DF = "degrees of freedom"
 USED = (
-    "Intervals of predictions in this report have such a noise in them, one for all runs of a table, learnt from "
-    "the replicates where there are some and else from what the law leaves; a noise sweep of other runs is not looked at."
+    "A prediction's interval has one such noise for all runs of a table in it, learnt from the table's own "
+    "replicates where there are some and else from what the law leaves; other sweeps' runs are not looked at."
 )
-ADDED = "The sum takes it that initialisation and data order act independently; runs that change both would test that."
+ADDED = "The sum takes initialisation and data order to act independently; runs that change both would test that."
 
 
 def _sets(
@@ -193,5 +193,5 @@ def _chart(groups: Sequence[Sequence[RunRow]]) -> Chart:
                 y, lo, hi = (np.array([getattr(sd, end) for _, sd in known]) for end in ("value", "lo", "hi"))
                 series.append(Series(name, x, y, lo=lo, hi=hi))
         panels.append(Panel(title, label, "sd of one run's loss, %", tuple(series), log_y=True))
-    caption = "Each dot is a cell of runs that differ by seeds alone, with its 90% interval: a level cloud is one noise"
+    caption = "Each dot is a cell of runs that differ by seeds alone, with its 90% interval; a level cloud is one noise"
     return Chart(caption, tuple(panels))

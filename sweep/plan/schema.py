@@ -35,6 +35,8 @@ class ScaleConfig:
     embedding_rate: float
     lr_at_tokens: float
     lr_exponent: float
+    beta2: float
+    warmup_tokens: Optional[float]
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
