@@ -319,13 +319,16 @@ class SweepConfig:
         and sizes may grow within one sweep; these may not change."""
         data = {key: value for key, value in dataclasses.asdict(self.data).items() if key not in RUN_ONLY}
         optim = {key: value for key, value in dataclasses.asdict(self.optim).items() if key not in RUN_ONLY}
+        schedule = dataclasses.asdict(self.schedule)
+        if self.schedule.warmup_tokens is None:
+            del schedule["warmup_tokens"]  # a sweep from before there was one keeps its name
         return {
             "grid": {"kind": self.grid.kind, **({"name": self.grid.name} if self.grid.name else {})},
             "model": dataclasses.asdict(self.model),
             "data": data,
             "tokenizer": dataclasses.asdict(self.tokenizer),
             "optim": optim,
-            "schedule": dataclasses.asdict(self.schedule),
+            "schedule": schedule,
             "seed": self.seed,
             **({} if self.order_seed is None else {"order_seed": self.order_seed}),
             "param": self.param,
