@@ -82,11 +82,16 @@ def _inconsistent(config: SweepConfig) -> list[str]:
         wrong.append("tokenizer: data=synthetic makes tokens, not text; leave tokenizer=bytes, which is not applied")
     wrong += _inconsistent_optim(config.optim, config.param)
     schedule = config.schedule
+    if (schedule.warmup_fraction is None) == (schedule.warmup_tokens is None):
+        wrong.append(
+            f"schedule: warmup_fraction={schedule.warmup_fraction} and warmup_tokens={schedule.warmup_tokens}; give one of "
+            "them, and null for the other"
+        )
     wsd_only = (schedule.decay_fraction, schedule.decay)
     if schedule.kind == "wsd":
         if None in wsd_only or schedule.decay not in ("linear", "sqrt"):
             wrong.append("schedule: kind wsd wants decay_fraction and decay (linear or sqrt)")
-        elif schedule.warmup_fraction + schedule.decay_fraction > 1:
+        elif (schedule.warmup_fraction or 0.0) + schedule.decay_fraction > 1:
             wrong.append("schedule: warmup_fraction and decay_fraction exceed the run")
     elif wsd_only != (None, None):
         wrong.append("schedule: decay_fraction and decay mean nothing to kind cosine")
