@@ -55,7 +55,7 @@ from sweep.plan.trunks import share
 TIMES = {"wall_seconds", "tokens_per_second"}
 VOCAB, SEQ = 32, 16
 LENGTHS, WIDTHS, SEEDS = (120, 180, 240), (16,), (0, 1, 2, 3)
-HANG_SECONDS = 20.0
+HANG_SECONDS = 30.0
 MOST_AT_ONCE = 3  # faults before the sweep has moved again
 HELD, CHANGED = 3, 4  # exit status of a second coordinator, and of one with other code
 LOSSES = ("loss", "loss_se", "bits_per_byte")
