@@ -68,7 +68,7 @@ class SweepProcess:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def finish(self, seconds: float = 600) -> None:
+    def finish(self, seconds: float = 1800) -> None:
         """Wait for it; raises Failed unless it ends well and in time."""
         try:
             status = self.process.wait(seconds)
