@@ -154,6 +154,10 @@ def _impossible_jobs(config: SweepConfig) -> list[str]:
         wrong.append("executor.per_device: runs on several GPUs each have them to themselves; give 1")
     if executor.shard is not None and executor.ranks == 1:
         wrong.append("executor.shard: means nothing without executor.gpus_per_run of 2 or more")
+    if executor.noise_scales and executor.ranks > 1 and executor.shard is not False:
+        wrong.append(
+            "executor.noise_scales: are measured with all weights on each GPU; say executor.shard=false, or leave 0"
+        )
     if executor.shard and config.optim.kind == "muon":
         wrong.append("executor.shard: optim=muon wants whole matrices on each GPU; leave null, or say optim=adamw")
     if executor.kind == "slurm" and executor.time <= executor.checkpoint_minutes:
