@@ -26,7 +26,7 @@ PLACE = {
         "compile",
         "compile_mode",
     ),
-    "parent",
+    *("parent", "ranks", "shard"),
 }
 """Settings of a run that change nothing of what it records. In the others (how often it is evaluated, say) a
 run that is taken over must agree."""
