@@ -35,6 +35,8 @@ class ScaleConfig:
     embedding_rate: float
     lr_at_tokens: float
     lr_exponent: float
+    beta2: float
+    warmup_tokens: Optional[float]
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
@@ -239,6 +241,7 @@ class ExecutorConfig:
     checkpoint_seconds: float
     log_every: int  # steps
     evaluations: int  # of the held-out loss before the end of a run
+    noise_scales: int  # measurements of the gradient noise scale before the end of a run; 0: none
     compile: bool
     compile_mode: str  # torch.compile's; reduce-overhead replays CUDA graphs, for models of many small operations
     shard: Optional[bool]  # weights and moments over the GPUs of a run; null: where one would be too full of them
@@ -317,13 +320,16 @@ class SweepConfig:
         and sizes may grow within one sweep; these may not change."""
         data = {key: value for key, value in dataclasses.asdict(self.data).items() if key not in RUN_ONLY}
         optim = {key: value for key, value in dataclasses.asdict(self.optim).items() if key not in RUN_ONLY}
+        schedule = dataclasses.asdict(self.schedule)
+        if self.schedule.warmup_tokens is None:
+            del schedule["warmup_tokens"]  # a sweep from before there was one keeps its name
         return {
             "grid": {"kind": self.grid.kind, **({"name": self.grid.name} if self.grid.name else {})},
             "model": dataclasses.asdict(self.model),
             "data": data,
             "tokenizer": dataclasses.asdict(self.tokenizer),
             "optim": optim,
-            "schedule": dataclasses.asdict(self.schedule),
+            "schedule": schedule,
             "seed": self.seed,
             **({} if self.order_seed is None else {"order_seed": self.order_seed}),
             "param": self.param,
