@@ -256,6 +256,12 @@ def test_the_runs_to_fit_are_those_of_the_isoflop_grid(compose):
     assert [run.run_id for run in fitted] == [run.run_id for run in plan(theirs, corpus)]
 
 
+def test_a_warmup_that_is_longer_than_a_run_is_refused_by_its_key(compose):
+    config = compose("scale=cpu", "+grid=chinchilla", "grid.arms.warmup.schedule.warmup_tokens=1e6")
+    with pytest.raises(ConfigError, match="warmup of .*follows schedule.warmup_tokens"):
+        plan(cells(config, 257), Corpus("f00d", 257, 10**12))
+
+
 def test_an_arm_at_a_budget_that_is_not_there_is_refused(compose):
     with pytest.raises(ConfigError, match="grid.arm_budgets: .*none of grid.budgets"):
         compose("scale=cpu", "+grid=chinchilla", "grid.arm_budgets=[3e11]")
