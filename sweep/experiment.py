@@ -137,6 +137,7 @@ class Sweep:
             "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.most_sequences),
             "log_every": executor.log_every,
             "evaluations": executor.evaluations,
+            "noise_scales": executor.noise_scales,
             "checkpoint_seconds": executor.checkpoint_seconds,
             "compile": executor.compile,
             "compile_mode": executor.compile_mode,

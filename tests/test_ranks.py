@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from execution_helpers import alive, wait_for
 from safetensors.torch import load_file
 
 from sweep import worker
-from sweep.files import RunFolder, read_json, write_json
+from sweep.execute.coordinator import execute
+from sweep.execute.executor import Ended
+from sweep.files import RunFolder, SweepFolder, read_json, write_json
+from sweep.plan.spec import PlannedRun
 from sweep.train import distributed
 from sweep.train import train as module
 from sweep.train.checkpoint import HEADER_BYTES
@@ -195,20 +199,55 @@ def logged(folder: RunFolder) -> int:
 
 
 @LINUX
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_worker_without_a_result_and_the_run_goes_on(requested, victim):
+def test_told_to_stop_the_ranks_checkpoint_and_a_killed_one_ends_the_worker_as_it_would_end_itself(requested):
     process = start(requested)
-    wait_for((requested.checkpoint / "state.pt").exists, 60)
-    both = ranks_of(process)
-    os.kill(both[victim], signal.SIGKILL)
-    assert ended(process) == -signal.SIGKILL  # as one process would have, for the coordinator to start it again
-    assert not any(map(alive, both)) and not requested.result.exists()
-    assert f"rank {victim} was lost" in requested.log.read_text()
+    wait_for(lambda: logged(requested) > 5, 60)
+    os.kill(process, signal.SIGTERM)
+    assert ended(process) == worker.EX_TEMPFAIL and not requested.result.exists()
+    assert (requested.checkpoint / "state.pt").exists()
 
     process, before = start(requested), logged(requested)
     wait_for(lambda: logged(requested) > before, 60)
-    os.kill(process, signal.SIGTERM)
-    assert ended(process) == worker.EX_TEMPFAIL and not requested.result.exists()
+    both = ranks_of(process)
+    os.kill(both[0], signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
+    assert not any(map(alive, both)) and not requested.result.exists()
+    assert "rank 0 was lost" in requested.log.read_text()
+
+
+class Here:
+    """An executor of one worker at a time, forked from here; kills rank 1 of the first one."""
+
+    capacity = 1
+
+    def __init__(self) -> None:
+        self.started, self.status = [], None
+
+    def adopt(self, folder: RunFolder) -> None:
+        return None
+
+    def submit(self, folder: RunFolder) -> Here:
+        self.folder, self.status = folder, None
+        self.started.append(start(folder))
+        return self
+
+    def poll(self) -> Ended | None:
+        done, status = (0, 0) if self.status else os.waitpid(self.started[-1], os.WNOHANG)
+        if done:
+            self.status = Ended(os.waitstatus_to_exitcode(status))
+        elif len(self.started) == 1 and (self.folder.checkpoint / "state.pt").exists():
+            with suppress(IndexError, ProcessLookupError):  # it is dead already
+                os.kill(ranks_of(self.started[0])[1], signal.SIGKILL)
+        return self.status
+
+
+@LINUX
+def test_a_run_of_which_a_rank_was_killed_is_started_again_and_goes_on(spec, execution, alone, tmp_path):
+    place = Here()
+    at = {**asdict(execution), "ranks": 2, "checkpoint_seconds": 0.0}
+    (outcome,) = execute(SweepFolder(tmp_path), [PlannedRun(spec, "here")], place, lambda run: at, poll_seconds=0.01)
+    assert (outcome.status, outcome.attempts, len(place.started)) == ("finished", 2, 2)
+    assert outcome.result["resumes"] == 1 and outcome.result["loss"] == pytest.approx(alone[0].loss, abs=1e-5)
 
 
 @LINUX

@@ -18,7 +18,7 @@ from sweep.plan.spec import PlannedRun
 
 PLACE = {
     *("device", "threads", "data_folder", "micro_batch_sequences", "checkpoint_seconds", "compile", "compile_mode"),
-    "parent",
+    *("parent", "ranks", "shard"),
 }
 """Settings of a run that change nothing of what it records. In the others (how often it is evaluated, say) a
 run that is taken over must agree."""

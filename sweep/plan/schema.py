@@ -241,6 +241,7 @@ class ExecutorConfig:
     checkpoint_seconds: float
     log_every: int  # steps
     evaluations: int  # of the held-out loss before the end of a run
+    noise_scales: int  # measurements of the gradient noise scale before the end of a run; 0: none
     compile: bool
     compile_mode: str  # torch.compile's; reduce-overhead replays CUDA graphs, for models of many small operations
     shard: Optional[bool]  # weights and moments over the GPUs of a run; null: where one would be too full of them

@@ -24,6 +24,7 @@ from sweep.plan.spec import RunSpec
 from sweep.train import distributed
 from sweep.train.checkpoint import TrainingState, load_checkpoint, load_trunk, save_checkpoint, save_final_weights
 from sweep.train.evaluate import Evaluation, evaluate
+from sweep.train.noise import NoiseScale, measure_noise
 from sweep.train.optimizer import MuonAndAdamW, build_optimizer
 from sweep.train.out_of_memory import MicroBatch, is_out_of_memory, release
 from sweep.train.result import RunResult, result_for
@@ -60,6 +61,7 @@ class Execution:
     oom_halvings: int = 0
     ranks: int = 1
     shard: bool | None = None
+    noise_scales: int = 0  # measurements of the gradient noise scale (sweep/train/noise.py) under way
 
 
 class Stopped(Exception):
@@ -149,6 +151,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     state = first_state(spec, execution, folder, learner)
     metrics = MetricsLog(folder.metrics, spec, resume_after=state.step)
     evaluate_at = {spec.steps * (i + 1) // (execution.evaluations + 1) for i in range(execution.evaluations)}
+    noise_at = {max(1, spec.steps * (i + 1) // (execution.noise_scales + 1)) for i in range(execution.noise_scales)}
     ceiling = EXPLODED * math.log(spec.shape.vocab_size)
     beat = Heartbeat(folder.heartbeat)
     stream = BatchStream(batches, learner.device)
@@ -161,6 +164,8 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
         beat()
         losses.append(loss)
         state.step += 1
+        if state.step in noise_at:
+            metrics.noise(state, measure_noise(learner.model, batches, state.step, learner.autocast))
         if state.step % execution.log_every == 0 or state.step == spec.steps or state.step in evaluate_at:
             window = torch.stack(losses).tolist()
             losses.clear()
@@ -299,6 +304,10 @@ class MetricsLog:
 
     def evaluation(self, state: TrainingState, result: Evaluation) -> None:
         self._write(state, eval_loss=result.loss, eval_loss_se=result.loss_se, bits_per_byte=result.bits_per_byte)
+
+    def noise(self, state: TrainingState, found: NoiseScale) -> None:
+        known = {} if found.tokens is None else {"noise_scale": found.tokens}
+        self._write(state, **known, gradient_square=found.square, gradient_noise=found.trace)
 
     def _write(self, state: TrainingState, **values: float) -> None:
         if not distributed.is_first():
