@@ -84,8 +84,12 @@ def with_trunks(rows, raised) -> tuple[list[dict], dict]:
 
 
 def course(tokens, params, value, spec) -> Course:
-    one, none = np.array([1.0]), np.array([np.nan])
-    return Course(one, tokens * one, 6 * params * tokens * one, none, value * one, none, none, {"spec": spec})
+    """Evaluated half-way too, and with a last line that holds no loss."""
+    seen, none = np.array([0.5, 1.0, 1.0]), np.full(3, np.nan)
+    losses = np.array([2 * value, value, np.nan])
+    return Course(
+        spec["steps"] * seen, tokens * seen, 6 * params * tokens * seen, none, losses, none, none, {"spec": spec}
+    )
 
 
 @pytest.fixture(scope="module")

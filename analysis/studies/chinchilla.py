@@ -1,4 +1,4 @@
-"""Hoffmann et al. 2022 (arXiv 2203.15556): N_opt ∝ C^a and D_opt ∝ C^b by three approaches, and what moves a.
+"""Hoffmann et al. 2022 (arXiv 2203.15556): N_opt ∝ C^a and D_opt ∝ C^b by three approaches.
 
 Porian et al. 2024 (arXiv 2406.19146) take the distance from Kaplan et al. 2020 (2001.08361) apart: FLOPs of
 the head, a warmup of one length, the rate's decay, one batch and rate for all sizes. Here each is undone
@@ -255,15 +255,17 @@ def _undecayed(
     trunks = {}
     for row in evidence.table.rows:
         course = evidence.courses.get(row.run_id) if row.role == "trunk" else None
-        if course is not None and len(course.step) and np.isfinite(course.eval_loss[-1]):
+        evaluated = np.array([]) if course is None else course.step[np.isfinite(course.eval_loss)]
+        if len(evaluated) and evaluated[-1] == course.made["steps"]:
             trunks[_chain(course.made), course.made["steps"]] = course
     found = {}
     for cell, row in base.items():
         spec = getattr(evidence.courses.get(row.run_id), "made", None)
         course = spec and trunks.get((_chain(spec), spec["steps"] - spec["schedule"]["decay_steps"]))
         if course:
-            at = {name: float(getattr(course, name)[-1]) for name in ("tokens", "flops")}
-            found[cell] = replace(row, loss=float(course.eval_loss[-1]), **at)
+            last = np.flatnonzero(np.isfinite(course.eval_loss))[-1]
+            at = {name: float(getattr(course, name)[last]) for name in ("tokens", "flops")}
+            found[cell] = replace(row, loss=float(course.eval_loss[last]), **at)
     return found
 
 
