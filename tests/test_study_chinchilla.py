@@ -153,6 +153,19 @@ def test_losses_before_the_decay_move_the_exponent_where_the_decay_favours_large
     )
 
 
+def test_an_arm_whose_budgets_have_no_minimum_is_read_by_one_shape(tmp_path):
+    rows = isoflops(TRUTH, noise=0) + isoflops(TRUTH, role="arm", arm="warmup: ", noise=0)
+    for told in rows:
+        if told["role"] == "arm":  # the optimum of each budget moves beyond its largest size
+            told["loss"] = repr(float(told["loss"]) * float(told["params_non_embedding"]) ** -0.12)
+    number = numbers(load("chinchilla")(evidence(tmp_path, rows)))["change of a: one long warmup for all runs"]
+    assert "one shape for all budgets" in number.note
+    sizes = np.geomspace(1e2, 1e12, 200_001)
+    best = [sizes[np.argmin(loss(TRUTH, sizes, C / 6 / sizes) * sizes**-0.12)] for C in (BUDGETS[0], BUDGETS[-1])]
+    expected = np.log(best[1] / best[0]) / np.log(BUDGETS[-1] / BUDGETS[0]) - 0.5
+    assert number.estimate.value == pytest.approx(expected, abs=0.05)
+
+
 def test_leaving_the_head_out_raises_the_exponent_as_brute_force_says(found):
     number = numbers(found)["change of a: no head in N and C, C = 6·N·D"]
     params = np.geomspace(1e3, 1e7, 200_001)

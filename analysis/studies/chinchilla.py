@@ -28,18 +28,22 @@ from analysis.ensemble import Member, fit_members
 from analysis.estimate import Estimate
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.isoflop import SAME_LABEL
+from analysis.joint import fit_joint
 from analysis.laws import SEPARABLE
 from analysis.published import PUBLISHED
 from analysis.resample import estimate
 from analysis.studies import Evidence
 from analysis.table import as_runs
 from analysis.values import Allocation, PublishedAllocation, RunRow, Runs, Skipped, Status
-from analysis.windows import groups
+from analysis.windows import groups, windows_of
 
 SOURCE = "Hoffmann et al. 2022 (arXiv 2203.15556); Porian et al. 2024 (arXiv 2406.19146)"
 
 ARM = "arm"
 """Role of the runs that undo a correction; their group is the arm's name, ": " and the budget's."""
+
+UNEVEN = 0.02
+"""|a + b - 1| from which a reader is told why. Assumption."""
 
 FEWEST_BUDGETS = 3
 """For a slope with an interval: two points determine a line whatever they are."""
@@ -204,9 +208,17 @@ def _isoflop_slopes(runs: Runs) -> np.ndarray | str:
     curves, draws, _ = isoflops(runs, cost_rule(runs))
     good = [i for i, curve in enumerate(curves) if curve.bracketed]
     if len(good) < FEWEST_BUDGETS:
-        return f"{len(good)} budgets have a minimum between their sizes, and a slope takes {FEWEST_BUDGETS}"
+        few = f"{len(good)} of {len(curves)} budgets have a minimum between their sizes"
+        return f"{few}, and a slope takes {FEWEST_BUDGETS}"
     minima = np.log([curves[i].params_opt.value for i in good])
     return _slopes(np.log([curves[i].flops for i in good]), np.vstack([minima, draws[:, good]]))
+
+
+def _shape_slopes(runs: Runs) -> np.ndarray | str:
+    """By one asymmetric shape for all budgets, which needs no minimum between the sizes of each."""
+    curves, _, _ = isoflops(runs, cost_rule(runs))
+    fitted = fit_joint(windows_of(runs, curves))
+    return fitted.reason if isinstance(fitted, Skipped) else np.append(fitted.theta[1], fitted.draws[:, 1])
 
 
 def _slopes(log_flops: np.ndarray, log_params: np.ndarray) -> np.ndarray:
@@ -236,7 +248,12 @@ def _undone(evidence: Evidence, arm: str) -> Movement:
     if not cells:
         return Movement(reason=reason)
     undone, corrected = (_as_runs([rows[cell] for cell in cells], cells) for rows in (found, base))
-    return _movement(_isoflop_slopes(undone), _isoflop_slopes(corrected), f"approach 2 at {len(cells)} cells")
+    sides = [_isoflop_slopes(side) for side in (undone, corrected)]
+    how = f"approach 2 at {len(cells)} cells"
+    if any(isinstance(side, str) for side in sides):
+        sides = [_shape_slopes(side) for side in (undone, corrected)]
+        how = f"approach 2 with one shape for all budgets, since few are bracketed, at {len(cells)} cells"
+    return _movement(*sides, how)
 
 
 def _as_runs(rows: Sequence[RunRow], cells: Sequence[tuple[str, float]]) -> Runs:
@@ -333,6 +350,12 @@ def _notes(had: Sequence[Allocation], moved: Mapping[str, Movement], evidence: E
         "parameters (Kaplan et al.) with vocabularies of 32,000 and 50,257; where the vocabulary is small or "
         "the models are, embedding, head and attention take other shares of N and C, and a moves with them."
     )
+    sums = [item.a.value + item.b.value for item in had]
+    if max(abs(total - 1) for total in sums) > UNEVEN:
+        notes.append(
+            f"a and b sum to {min(sums):.2f} to {max(sums):.2f}, not to 1, since C is not 6·N·D here: head "
+            "and attention cost what does not grow with N."
+        )
     notes.append(f"N: {evidence.table.params_kind} parameters; C: {evidence.table.flops_kind}.")
     return tuple(notes)
 
@@ -364,6 +387,6 @@ def _chart(runs: Runs, had: Sequence[Allocation], moved: Mapping[str, Movement])
         "the axis, with 90% intervals.",
         (
             Panel("Optimal size", "C, FLOPs", "N, parameters", tuple(lines), log_y=True),
-            Panel("Exponent a", "approach " + ", ".join(rows), "a in N_opt ∝ C^a", tuple(dots), log_x=False),
+            Panel("Exponent a", f"approach {', '.join(rows)}", "a in N_opt ∝ C^a", tuple(dots), log_x=False),
         ),
     )
