@@ -43,7 +43,7 @@ ARM = "arm"
 """Role of the runs that undo a correction; their group is the arm's name, ": " and the budget's."""
 
 UNEVEN = 0.02
-"""|a + b - 1| from which a reader is told why. Assumption."""
+"""a + b - 1 from which a reader is told why. Assumption."""
 
 FEWEST_BUDGETS = 3
 """For a slope with an interval: two points determine a line whatever they are."""
@@ -126,7 +126,8 @@ def _separable(runs: Runs) -> Member | Skipped:
     if not members:
         return Skipped("approach 3", skipped[0].reason)
     fit = members[0].fit
-    if fit.status is not Status.CONVERGED:
+    no_floor = fit.at_bound == ("E",) and fit.values["E"] == 0  # a limit of the law, which leaves an optimum
+    if fit.status is not Status.CONVERGED and not no_floor:
         return Skipped("approach 3", f"the fit of {fit.equation} is {fit.status.value}: {fit.reason}")
     return members[0]
 
@@ -342,19 +343,16 @@ def _notes(had: Sequence[Allocation], moved: Mapping[str, Movement], evidence: E
     notes = []
     if known:
         largest = max(known, key=lambda name: abs(known[name].difference.value))
-        told = f"of {', '.join(known)} undone one at a time, {largest} moves the exponent the most"
         sure = f"beyond its interval: {', '.join(clear)}" if clear else "none by more than its interval"
+        told = f"{largest} undone moves the exponent the most"
+        if len(known) > 1:
+            told = f"of {', '.join(known)}, each alone, {told}"
         notes.append(f"Corrections: {told} ({known[largest].difference.value:+.2f}); {sure}.")
-    notes.append(
-        "The papers' runs are of 70 million to 16 billion (Hoffmann et al.) and 768 to 1.5 billion "
-        "parameters (Kaplan et al.) with vocabularies of 32,000 and 50,257; where the vocabulary is small or "
-        "the models are, embedding, head and attention take other shares of N and C, and a moves with them."
-    )
     sums = [item.a.value + item.b.value for item in had]
-    if max(abs(total - 1) for total in sums) > UNEVEN:
+    if max(sums) - 1 > UNEVEN:
         notes.append(
-            f"a and b sum to {min(sums):.2f} to {max(sums):.2f}, not to 1, since C is not 6·N·D here: head "
-            "and attention cost what does not grow with N."
+            f"a and b sum to {max(sums):.2f}, not to 1, since C is not 6·N·D here: head and attention cost what "
+            "does not grow with N."
         )
     notes.append(f"N: {evidence.table.params_kind} parameters; C: {evidence.table.flops_kind}.")
     return tuple(notes)
