@@ -348,6 +348,11 @@ def _notes(had: Sequence[Allocation], moved: Mapping[str, Movement], evidence: E
         if len(known) > 1:
             told = f"of {', '.join(known)}, each alone, {told}"
         notes.append(f"Corrections: {told} ({known[largest].difference.value:+.2f}); {sure}.")
+    notes.append(
+        "The papers' runs are of 70 million to 16 billion (Hoffmann et al.) and 768 to 1.5 billion "
+        "parameters (Kaplan et al.) with vocabularies of 32,000 and 50,257; where the vocabulary is small or "
+        "the models are, embedding, head and attention take other shares of N and C, and a moves with them."
+    )
     sums = [item.a.value + item.b.value for item in had]
     if max(sums) - 1 > UNEVEN:
         notes.append(
