@@ -23,7 +23,7 @@ from analysis.values import LEVEL, Estimate, RunRow
 SOURCE = "McCandlish et al. 2018 (1812.06162), Kaplan et al. 2020 (2001.08361), Zhang et al. 2024 (2410.21676)"
 
 KAPLAN_BATCH, KAPLAN_ALPHA = 2e8, 0.21
-"""B_crit = B*/L^(1/alpha_B): Kaplan et al. 2020 (arXiv 2001.08361), equation 1.4 and table 6."""
+"""B_crit = B*/L^(1/alpha_B): Kaplan et al. 2020 (arXiv 2001.08361), equation 1.4."""
 
 LEVELS = 6
 """Losses that steps are read at, of each size. Assumption: neighbours share most of their courses, so that more say
@@ -89,7 +89,7 @@ def study(evidence: Evidence) -> Finding:
         Number(f"critical batch at loss {lowest.loss:.3g}, N = {lowest.params:.3g}", critical, "tokens",
                f"{kaplan(lowest.loss):.2g}, Kaplan et al. 2020, equation 1.4, at this loss",
                "their loss is of a BPE token of web text, another corpus and vocabulary: the same loss is not the same model"),
-        Number("1/α_B: B_crit falls as loss to this power", number(by_loss), "", "4.8 (α_B = 0.21), Kaplan et al. 2020, table 6",
+        Number("1/α_B: B_crit falls as loss to this power", number(by_loss), "", "4.8 (α_B = 0.21), Kaplan et al. 2020, equation 1.4",
                "sizes share the power, each has its own factor"),
         Number("exponent of tokens in B_crit, at one N", number(lambda some: by_scale(some)[0]), "",
                "about 0.47, Zhang et al. 2024, section 4", "D is E_min, the tokens that small batches need to that loss"),
@@ -306,9 +306,9 @@ def _noise_ratio(found: Sequence[Hyperbola]) -> float:
 def _noise_numbers(found: Sequence[Hyperbola], number) -> list[Number]:
     if not any(math.isfinite(one.noise_scale) for one in found):
         return [Number("noise scale over critical batch", None, "times", note="no noise scale was measured (executor.noise_scales)")]
-    note = "of plain gradients, as B_simple is; the runs step with Adam's, and their batches were not independent of their rate"
+    note = "B_simple is of plain gradients; the runs step with Adam's"
     return [Number("noise scale over critical batch", number(_noise_ratio), "times",
-                   "about 1, McCandlish et al. 2018, figure 4: equal within a factor of order 1", note)]  # fmt: skip
+                   "it predicts the largest useful batch, McCandlish et al. 2018, abstract", note)]  # fmt: skip
 
 
 def _sizes_note(found: Sequence[Hyperbola]) -> str:
@@ -335,14 +335,14 @@ def _notes(rows: Sequence[RunRow], residual: float, why: Sequence[str]) -> tuple
 
 def _chart(found: Sequence[Hyperbola]) -> Chart:
     sizes = sorted({one.params for one in found})
-    shown = [max(ours, key=lambda one: one.loss) for ours in ([one for one in found if one.params == n] for n in sizes)]
-    shown += [min(ours, key=lambda one: one.loss) for ours in ([one for one in found if one.params == n] for n in sizes)]
     trade, against = [], []
-    for one in list(dict.fromkeys(shown))[:4]:
+    ends = [[one for one in found if one.params == n] for n in dict.fromkeys((sizes[0], sizes[-1]))]
+    shown = [pick(ours, key=lambda one: one.loss) for ours in ends for pick in (max, min)]
+    for one in dict.fromkeys(shown):
         label = f"N = {one.params:.3g}, loss {one.loss:.3g}"
         fine = np.geomspace(one.batches.min() / 2, one.batches.max() * 2, 60)
         steps = one.least_steps * (1 + one.critical / fine)
-        trade += [Series(label, one.steps, one.steps * one.batches), Series("", steps, steps * fine, "line")]
+        trade += [Series(label, one.steps, one.steps * one.batches), Series(label, steps, steps * fine, "line")]
     for n in sizes:
         ours = sorted((one for one in found if one.params == n), key=lambda one: one.loss)
         losses = np.array([one.loss for one in ours])
@@ -352,10 +352,11 @@ def _chart(found: Sequence[Hyperbola]) -> Chart:
             known = np.isfinite(scales)
             against.append(Series(f"noise scale, N = {n:.3g}", losses[known], scales[known], "line"))
     ends = np.array([min(one.loss for one in found), max(one.loss for one in found)])
-    against.append(Series("Kaplan et al. 2020", ends, kaplan(ends), "dashed"))
+    factor = np.exp(np.mean([math.log(one.critical / kaplan(one.loss)) for one in found]))
+    against.append(Series("Kaplan et al.'s power of the loss", ends, factor * kaplan(ends), "dashed"))
     return Chart(
-        "Left: steps and tokens to one loss, a point a batch at its own best rate, and the hyperbola through them. Right: "
-        "the critical batch of each loss beside the gradient noise scale there.",
+        "Steps against tokens: steps and tokens to one loss, a point a batch at its own best rate, and the hyperbola through them. Critical "
+        "batch against loss: the critical batch of each loss beside the gradient noise scale there.",
         (
             Panel("Steps against tokens", "steps to the loss", "tokens to the loss", tuple(trade), log_y=True),
             Panel("Critical batch against loss", "loss, nats a token", "tokens", tuple(against), log_y=True),
