@@ -46,7 +46,10 @@ class ComputeLaw:
     def reducible(self, flops: float) -> Estimate:
         """a·C^b, nats a token."""
         X = np.log([[flops]]) - self.problem.centre
-        drawn = np.exp(COMPUTE.evaluate(self.draws, X)[0][:, 0]) - COMPUTE.natural(self.draws, self.problem.centre)[:, 0]
+        drawn = (
+            np.exp(COMPUTE.evaluate(self.draws, X)[0][:, 0])
+            - COMPUTE.natural(self.draws, self.problem.centre)[:, 0]
+        )
         return estimate(float(self.loss(flops)) - self.fit.values["E"], drawn)
 
 

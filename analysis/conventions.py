@@ -22,6 +22,10 @@ SAME_COUNT = 1e-3
 
 PRODUCT = "6·N·D"
 
+TOTAL = ("params_total", "n_params_total", "total_params", "n_params")
+NON_EMBEDDING = ("params_non_embedding", "n_params_non_embedding", "non_embedding_params", "n_params_no_embed")
+"""Columns that count so where a table has one of each."""
+
 
 @dataclass(frozen=True, eq=False)
 class ConventionFit:
@@ -76,6 +80,19 @@ def fit_conventions(runs: Runs, member: Member) -> Conventions:
         alone = Member(member.law, fit, problem, theta, np.empty((0, len(theta))))
         fits.append(ConventionFit(name, other, alone, _exponents(other, alone)))
     return Conventions(tuple(fits), tuple(skipped))
+
+
+def by_count(runs: Runs, kind: str) -> dict[str, Runs]:
+    """The runs with N counted without and with embeddings, by name; as they are, counted by `kind`, where
+    the table does not offer both."""
+    found = {}
+    for name, columns in (("non-embedding", NON_EMBEDDING), ("total", TOTAL)):
+        column = next((runs.params_columns[c] for c in columns if c in runs.params_columns), None)
+        if column is not None and np.isfinite(column).all():
+            found[name] = replace(runs, params=column)
+    if len(found) == 2 and not _same(found["total"].params, found["non-embedding"].params):
+        return found
+    return {kind: runs}
 
 
 def map_params(own: np.ndarray, other: np.ndarray, params: float) -> tuple[float, str]:

@@ -12,12 +12,12 @@ import numpy as np
 
 from analysis.estimate import Estimate
 
-KINDS = ("dots", "line", "dashed", "band")
+KINDS = ("dots", "star", "line", "dashed", "band")
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """x, y: float64[point]. lo, hi: ends of 90% intervals, bars on dots; a band is filled between them."""
+    """x, y: float64[point]. lo, hi: ends of 90% intervals, bars on dots and stars; a band is filled between them."""
 
     label: str
     x: np.ndarray

@@ -171,20 +171,22 @@ def _few_steps(row: RunRow) -> Iterator[HealthFinding]:
 
 
 def _above_critical(row: RunRow) -> Iterator[HealthFinding]:
-    """Losses and batches in the tokens of WebText2: those of the run converted by their bytes, where the
-    table has bits a byte; else taken as they are."""
     if not row.batch_tokens or not row.loss:
         return
-    bits = row.bits_per_byte
-    ratio = (
-        row.loss / (bits * math.log(2)) / WEBTEXT_BYTES if bits else 1.0
-    )  # a token's bytes over WebText2's
-    critical = critical_batch(row.loss / ratio) / ratio
+    critical = critical_tokens(row)
     if row.batch_tokens > critical:
         says = f"a batch of {row.batch_tokens:.3g} tokens, critical at this loss are about {critical:.2g}"
         source = "Kaplan et al. 2020 (arXiv 2001.08361), figure 10"
-        source += "" if bits else "; tokens taken as WebText2's"
+        source += "" if row.bits_per_byte else "; tokens taken as WebText2's"
         yield _finding(row, "batch above critical", says, row.batch_tokens, critical, source, False)
+
+
+def critical_tokens(row: RunRow) -> float:
+    """B_crit at a run's loss, in its own tokens: converted to those of WebText2 by their bytes, where the
+    table has bits a byte; else taken as they are."""
+    bits = row.bits_per_byte
+    ratio = row.loss / (bits * math.log(2)) / WEBTEXT_BYTES if bits else 1.0  # a token's bytes over WebText2's
+    return critical_batch(row.loss / ratio) / ratio
 
 
 def critical_batch(loss: float) -> float:

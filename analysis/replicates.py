@@ -43,8 +43,12 @@ class Pooled:
     def sd_pct(self) -> Estimate:
         """Standard deviation of one run's loss, %, with its 90% chi-square interval (normal log losses)."""
         if not self.freedom:
-            raise ValueError("no two runs differ by their seed alone, so that nothing tells how far chance moves a loss")
-        lo, hi = (100 * math.sqrt(self.squares / chi2.ppf(1 - tail, self.freedom)) for tail in (TAIL, 1 - TAIL))
+            raise ValueError(
+                "no two runs differ by their seed alone, so that nothing tells how far chance moves a loss"
+            )
+        lo, hi = (
+            100 * math.sqrt(self.squares / chi2.ppf(1 - tail, self.freedom)) for tail in (TAIL, 1 - TAIL)
+        )
         sd = 100 * math.sqrt(self.variance)
         return Estimate(sd, lo, hi, sd / math.sqrt(2 * self.freedom))
 

@@ -52,9 +52,10 @@ ROLES = {
     "false": "fit",
     "": "fit",
     "trunk": "trunk",
+    "arm": "arm",
 }
 """What stands in a role column, and the role it means. A trunk is what other runs branch off: its rate
-never comes down, so it is in no fit."""
+never comes down, so it is in no fit. Nor is an arm, a run made otherwise than those to fit, for a study."""
 
 DIGITS = 6
 """Significant digits of a loss from which two runs of one N and D that share them are one run. Assumption:
@@ -133,7 +134,7 @@ def read_table(path: Path, columns: Mapping[str, str] | None = None, rules: Rule
     seen: dict[tuple, str] = {}
     for i in range(len(records)):
         row = reader.row(i)
-        if row.role == "trunk":
+        if row.role in ("trunk", "arm"):
             rows.append(row)
             continue
         if row.role == "holdout":
@@ -372,7 +373,7 @@ class _Reader:
     def row(self, i: int) -> RunRow:
         role_text = self.text(i, "role").lower()
         if role_text not in ROLES:
-            raise self.error(i, "role", "'fit', 'holdout' or 'trunk' (or 0 or 1 for the first two)")
+            raise self.error(i, "role", "'fit', 'holdout', 'trunk' or 'arm' (or 0 or 1 for the first two)")
         role = ROLES[role_text]
         holdout = role == "holdout"
         params, tokens, flops = (self.positive(i, name) for name in ("params", "tokens", "flops"))

@@ -13,6 +13,10 @@ sqrt(head size); over a first few updates no trace of it was found (tests/test_t
 block adds to the residual stream is multiplied by base_depth / n_layer, rates stay as they are, and
 AdamW's eps follows the size of the gradients, which the multiplier makes smaller (their equation 40).
 
+Constant factors on the rate of one kind of tensor leave all of this as it is, and are found by trying at one
+width (Everett et al. 2024, arXiv 2407.05872, section 4.3). The one here is the input embedding's: a row of it gets a
+gradient only where its token stands, and starts far larger than its updates.
+
 "sp", the standard parametrisation, is GPT-2's: one rate for all, normal(0, 0.02), and projections
 into the residual stream scaled by 1/sqrt(2·n_layer).
 
@@ -134,10 +138,12 @@ def parameter_groups(
     base_width: int,
     weight_decay: float,
     base_depth: int | None = None,
+    embedding_rate: float = 1.0,
     chosen: Callable[[str], bool] = lambda name: True,
 ) -> list[dict]:
     """AdamW groups of tensors under one rule, each with "rate", the factor on the scheduled rate, and
-    "eps_factor". Of the parameters whose name is `chosen`.
+    "eps_factor". Of the parameters whose name is `chosen`. `embedding_rate` is a further factor on the rate of
+    an input embedding; a tied one is the head too, and has none.
 
     Decay is decoupled and multiplies the scheduled rate without the width factor (`weight_decay` is
     divided by it here), so that its timescale in steps is one for all widths (Wang & Aitchison
@@ -147,7 +153,8 @@ def parameter_groups(
     for name, tensor in model.named_parameters():
         if chosen(name):
             rule = tensor_rule(name, shape, param, base_width, base_depth)
-            groups.setdefault((rule.rate, rule.decays, rule.eps), []).append(tensor)
+            more = embedding_rate if name == "embedding.weight" and not shape.tied else 1.0
+            groups.setdefault((rule.rate * more, rule.decays, rule.eps), []).append(tensor)
     return [
         {
             "params": tensors,

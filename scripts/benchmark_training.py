@@ -19,6 +19,7 @@ import multiprocessing
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from sweep.__main__ import CONF
 from sweep.hardware import usable_cores
 from sweep.plan import rules
 from sweep.plan.grids import cells, family
-from sweep.plan.plan import Corpus, batch_sequences, plan
+from sweep.plan.plan import Corpus, plan
 from sweep.plan.schema import to_config
 from sweep.plan.spec import DataSpec, RunSpec
 
@@ -158,7 +159,8 @@ def main() -> None:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = to_config(hydra.compose("config", overrides=["scale=cpu", "+grid=isoflop"]))
     runs = [run.spec for run in plan(cells(config, VOCAB), Corpus("f00d", VOCAB, 10**12))]
-    of_grid = {(run.shape, run.batch_sequences): run for run in runs}
+    steps_of = {run: Counter(run.batch.at(step) for step in range(run.steps)) for run in runs}
+    of_grid = {(run.shape, batch): at_batch(run, batch) for run, steps in steps_of.items() for batch in steps}
     of_width = {width: spec_of(config, runs[0], family(config, VOCAB).shape(width)) for width in WIDTHS}
 
     cores = usable_cores()
@@ -180,7 +182,8 @@ def main() -> None:
     whole.end()
     if has_llama:
         ours, theirs = (
-            sum(run.steps / rates[run.shape, run.batch_sequences][side] for run in runs) for side in ("ours", "llama")
+            sum(n / rates[run.shape, batch][side] for run, steps in steps_of.items() for batch, n in steps.items())
+            for side in ("ours", "llama")
         )
         print(f"the default grid's {len(runs)} runs, each from its first update, from these rates: ours {ours:.0f} s, "
               f"llama one after the other {theirs:.0f} s: {theirs / ours:.2f} times")
@@ -192,8 +195,12 @@ def spec_of(config, like: RunSpec, shape: DecoderShape) -> RunSpec:
     """A run of this shape, on as many tokens as the rule takes a run of its size to have."""
     params = count_parameters(shape).non_embedding
     recipe = rules.recipe(config.optim, params, config.optim.tokens_per_param * params)
-    batch = batch_sequences(recipe, shape.seq_len)
-    return replace(like, shape=shape, batch_sequences=batch, data=DataSpec("f00d", 256))
+    return at_batch(replace(like, shape=shape, data=DataSpec("f00d", 256)), max(1, round(recipe.batch_tokens / shape.seq_len)))
+
+
+def at_batch(run: RunSpec, sequences: int) -> RunSpec:
+    """The run while its batch is this one."""
+    return replace(run, batch_sequences=sequences, batch_doubles_at=None)
 
 
 def line(spec: RunSpec, best: dict[str, float]) -> str:

@@ -191,13 +191,13 @@ class Passes:
 
 def result(spec: RunSpec, fate: str, step: int, seconds: float) -> dict:
     """result.json, with the loss of Hoffmann et al. 2022 (arXiv 2203.15556, equation 10) and 1% of noise."""
-    params, tokens = count_parameters(spec.shape).non_embedding, step * spec.batch_tokens
+    params, tokens = count_parameters(spec.shape).non_embedding, spec.tokens_after(step)
     finished = fate == "finished"
     loss = 1.69 + 406.4 / params**0.34 + 410.7 / tokens**0.28
     noise = random.Random(spec.run_id).gauss(1.0, 0.01)
     return {
         "run_id": spec.run_id, "status": fate, "reason": None if finished else f"simulated: {fate}", "step": step,
-        "tokens": tokens, "flops": spec.flops * step / spec.steps, "flops_6nd": 6.0 * params * tokens,
+        "tokens": tokens, "flops": spec.flops * tokens / spec.tokens, "flops_6nd": 6.0 * params * tokens,
         "loss": loss * noise if finished and not spec.is_trunk else None, "loss_se": 0.002, "bits_per_byte": 1.0,
         "unique_tokens": tokens, "epochs": 0.5, "wall_seconds": seconds, "tokens_per_second": tokens / seconds,
         "device": "simulated",

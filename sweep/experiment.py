@@ -25,6 +25,7 @@ from sweep.data.corpus import SourceConfig
 from sweep.data.tokens import CorpusFacts, TokenizerConfig, default_cache, prepare, vocabulary_size
 from sweep.execute.coordinator import Outcome, execute
 from sweep.execute.estimate import MeasurementFailed, measure
+from sweep.execute.executor import Executor
 from sweep.execute.ledger import FINAL, Ledger
 from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
@@ -33,11 +34,11 @@ from sweep.execute.reuse import reusable, take_over
 from sweep.files import RunFolder, SweepFolder
 from sweep.hardware import Hardware, has_muon
 from sweep.places import THREADS, executor_for, hardware_for, is_remote
-from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
+from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure, shards
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
 from sweep.plan.order import makespan, parent_id
 from sweep.plan.plan import Corpus, micro_batch_sequences, notes, plan
-from sweep.plan.schema import ConfigError, SweepConfig
+from sweep.plan.schema import ConfigError, ExecutorConfig, SweepConfig
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import Shared, own_flops, share, whole_flops
 from sweep.tables import MOST_ROWS, console, plan_table
@@ -66,6 +67,7 @@ class Sweep:
     planned: Shared = Shared((), ())
     notes: list[str] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    place: Executor | None = None
 
     def add(self, new: Sequence[Cell]) -> None:
         """Plan further cells. Raises ConfigError, with nothing changed, where one can't be."""
@@ -100,14 +102,21 @@ class Sweep:
         return [run for run in self.runs if run.run_id not in self.outcomes]
 
     def execute(self, runs: Sequence[PlannedRun], mirror: Mirror) -> None:
-        """Bring these runs to a result. Raises Interrupted after a checkpoint of each."""
+        """Bring these runs to a result. Raises Interrupted after a checkpoint of each; Refused where earlier
+        ones were trained by other code, and on_change=accept is not given."""
         self.write()
+        if changed := provenance.changed_training(self.folder, self.runs):
+            raise Refused(
+                f"out={self.folder.path}: what its runs were trained with has changed, and the losses of those that are "
+                "left may not be comparable with theirs:\n  " + "\n  ".join(changed) + "\nGo back to what is there, "
+                "give another name= or out=, or say on_change=accept. Nothing was launched."
+            )
         executor = self.config.executor
-        place = executor_for(self.config, self.hardware, self.folder)
+        self.place = self.place or executor_for(self.config, self.hardware, self.folder)
         outcomes = execute(
             self.folder,
             runs,
-            place,
+            self.place,
             self.execution,
             plan=self.runs,
             retries=executor.retries,
@@ -125,7 +134,7 @@ class Sweep:
             "device": self.hardware.device,
             "threads": THREADS,
             "data_folder": self.data_folder,
-            "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.batch_sequences),
+            "micro_batch_sequences": micro_batch_sequences(self.config, planned.spec.most_sequences),
             "log_every": executor.log_every,
             "evaluations": executor.evaluations,
             "noise_scales": executor.noise_scales,
@@ -133,6 +142,8 @@ class Sweep:
             "compile": executor.compile,
             "compile_mode": executor.compile_mode,
             "parent": parent_id(planned),
+            "ranks": executor.ranks,
+            "shard": executor.shard,
         }
 
 
@@ -153,7 +164,8 @@ def run(config: SweepConfig) -> int:
         load(name)
     hardware = hardware_for(config)
     chosen = "chosen by hardware" if config.scale.asked == "auto" else "asked for"
-    out.print(f"scale={config.scale.name} ({chosen}); {hardware.why}; {hardware.slots} runs side by side")
+    beside = f"{hardware.slots} runs side by side" if hardware.slots else "as many runs side by side as it has room for"
+    out.print(f"scale={config.scale.name} ({chosen}); {hardware.why}; {beside}")
     out.print(f"sweep {config.sweep_name} in {config.folder}")
     folder = SweepFolder(Path(config.folder))
     source, tokenizer = data_configs(config)
@@ -176,10 +188,14 @@ def run(config: SweepConfig) -> int:
     targets = [provisional] if provisional else []
     target_runs = planned_runs(config, [*sweep.cells, *targets], sweep.corpus).runs[len(first) :]
     check_optimizer(sweep.runs)
-    check_memory([*sweep.runs, *target_runs], hardware)
+    check_memory([*sweep.runs, *target_runs], hardware, config.executor)
     for note in notes(wanted):
         out.print(note, markup=False)
     show_cost(sweep, target_runs, out)
+    if changed := provenance.changed_training(folder, sweep.runs):
+        accepted = config.on_change == "accept"
+        so = "and is accepted" if accepted else "so that nothing more of it is trained without on_change=accept"
+        out.print(f"what this folder's runs were trained with has changed, {so}: {'; '.join(changed)}", markup=False)
     if config.plan_only:
         out.print("plan_only=true: nothing was launched.")
         return 0
@@ -283,10 +299,15 @@ def check_optimizer(runs: Sequence[PlannedRun]) -> None:
         )
 
 
-def check_memory(runs: Sequence[PlannedRun], hardware: Hardware) -> None:
+def shared_by(planned: PlannedRun, hardware: Hardware, executor: ExecutorConfig) -> int:
+    """Over how many GPUs weights, gradients and moments of the run are spread."""
+    return shards(planned.spec, executor.ranks, executor.shard, hardware.memory_per_run)
+
+
+def check_memory(runs: Sequence[PlannedRun], hardware: Hardware, executor: ExecutorConfig) -> None:
     """Raise Refused for a run whose weights, gradients and moments alone do not fit."""
     for planned in runs:
-        need = least_bytes(planned.spec)
+        need = least_bytes(planned.spec) / shared_by(planned, hardware, executor)
         if need > hardware.memory_per_run:
             raise Refused(
                 f"{planned.group}, N={count_parameters(planned.spec.shape).non_embedding:,}: weights, gradients and "
@@ -316,12 +337,15 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
     if left and not is_remote(config):
         shapes = shapes_to_measure(left)
         out.print(f"measuring {len(shapes)} of the plan's shapes on this hardware")
-        largest = max(left, key=lambda planned: micro_batch_sequences(config, planned.spec.batch_sequences))
+        largest = max(left, key=lambda planned: micro_batch_sequences(config, planned.spec.most_sequences))
         try:
             measured = measure(shapes, sweep.execution(largest))
         except MeasurementFailed as error:
             raise Refused(f"{error}\nNothing was launched.") from error
-        costs = {run.run_id: run_cost(run, measured, config.executor.evaluations) for run in left}
+        executor = config.executor
+        costs = {
+            run.run_id: run_cost(run, measured, executor.evaluations, shared_by(run, hardware, executor)) for run in left
+        }
     out.print(plan_table([*sweep.runs, *target], costs, done))
     each = {run_id: cost.seconds for run_id, cost in costs.items()}
     seconds = makespan(sweep.runs, each, hardware.slots) + makespan(target, each, 1)

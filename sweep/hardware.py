@@ -12,13 +12,15 @@ GPU_NODES = ("/dev/nvidia0", "/dev/kfd", "/dev/dxg")
 """Device files of NVIDIA, of ROCm and of NVIDIA under WSL: without one of them there is no GPU, which
 is known without the seconds that importing torch takes."""
 CGROUP_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or "max period"
+KERNEL_COUNTS = Path("/proc/vmstat")  # oom_kill is among them since Linux 4.13, and counts for all cgroups
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """device: "cpu" or "cuda"; slots: workers that run side by side; memory: bytes, of one GPU or of
-    the machine; why: how the device was chosen, for the user."""
+    """device: "cpu" or "cuda"; slots: workers that run side by side, 0 where that is not known; memory: bytes, of one
+    GPU or of the machine; why: how the device was chosen, for the user. Of a GPU's memory, as much as the slots have if
+    each is on one GPU: of a run on several, `memory_per_run` is what each of its processes has."""
 
     device: str
     slots: int
@@ -28,7 +30,7 @@ class Hardware:
     @property
     def memory_per_run(self) -> float:
         """Bytes that each of the side-by-side workers can have (a GPU's are shared by `per_device`)."""
-        return self.memory / self.slots
+        return self.memory / max(1, self.slots)
 
 
 def has_gpu() -> bool:
@@ -67,10 +69,19 @@ def host_memory() -> int:
     return physical
 
 
-def find_hardware(device: str, slots: int | None, per_device: int) -> Hardware:
+def oom_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory since it started; 0 where it does not say."""
+    try:
+        counts = dict(line.split() for line in KERNEL_COUNTS.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(counts.get("oom_kill", 0))
+
+
+def find_hardware(device: str, slots: int | None, per_device: int, gpus_per_run: int | None = None) -> Hardware:
     """The hardware that `device` ("auto", "cpu", "cuda") and the executor's slots come to.
 
-    Raises ValueError when a GPU is asked for and there is none.
+    Raises ValueError when a GPU is asked for and there is none, or fewer than a run takes (None: one, if any).
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: {device!r} is none of auto, cpu, cuda")
@@ -81,9 +92,13 @@ def find_hardware(device: str, slots: int | None, per_device: int) -> Hardware:
         import torch
 
         count, name = torch.cuda.device_count(), torch.cuda.get_device_name(0)
-        side_by_side = slots or count * per_device
+        side_by_side = slots or count // (gpus_per_run or 1) * per_device
+        if not side_by_side:
+            raise ValueError(f"executor.gpus_per_run: {gpus_per_run}, and this machine has {count}. Nothing was launched.")
         memory = torch.cuda.get_device_properties(0).total_memory // per_device * side_by_side
         return Hardware("cuda", side_by_side, memory, f"{count} x {name}")
+    if gpus_per_run:
+        raise ValueError(f"executor.gpus_per_run: {gpus_per_run}, and torch finds no GPU here. Nothing was launched.")
     count = slots or usable_cores()
     why = "asked for" if device == "cpu" else "no GPU here"
     return Hardware("cpu", count, host_memory(), f"CPU, {usable_cores()} cores ({why})")

@@ -13,19 +13,25 @@ THREADS = 1
 """Of each worker, everywhere: the order of a sum depends on it, and so the loss in its last digits."""
 
 
+def cores_per_run(gpus: float) -> int:
+    """What a run keeps busy: one core trains, and on a GPU one more makes batches ahead (sweep/train/stream.py)."""
+    return 2 * math.ceil(gpus) or 1
+
+
 def is_remote(config: SweepConfig) -> bool:
     """Whether workers run on other machines, of which nothing can be measured from here."""
     return config.executor.kind != "local"
 
 
 def hardware_for(config: SweepConfig) -> Hardware:
-    """What the runs get. Of other machines that is what is asked for, their memory being unknown (infinite).
+    """What the runs get. Of other machines that is what is asked for, their memory being unknown (infinite), and
+    for a plan alone Ray's room too (0 slots): nothing is connected to or started.
 
     Raises ValueError where this machine lacks what is asked of it, or the packages that reach the others.
     """
     executor = config.executor
     if not is_remote(config):
-        return find_hardware(config.device, executor.slots, executor.per_device)
+        return find_hardware(config.device, executor.slots, executor.per_device, executor.gpus_per_run)
     device = "cuda" if executor.gpus_per_run else "cpu"
     if executor.kind == "slurm":
         from sweep.execute.slurm import require_slurm
@@ -34,8 +40,8 @@ def hardware_for(config: SweepConfig) -> Hardware:
         slots, place = executor.slots, f"SLURM partition {executor.partition or 'by default'}"
     else:
         place = f"Ray at {executor.address}" if executor.address else "Ray on this machine"
-        slots = _ray(config).capacity
-    asked = f"{executor.gpus_per_run:g} GPU and {executor.cpus_per_run:g} CPU a run"
+        slots = _ray_room(config)
+    asked = f"{executor.gpus_per_run:g} GPU and {cores_per_run(executor.gpus_per_run)} CPU a run"
     return Hardware(device, slots, math.inf, f"{place}, {asked}")
 
 
@@ -48,7 +54,7 @@ def executor_for(config: SweepConfig, hardware: Hardware, folder: SweepFolder) -
         return _slurm(config, hardware, folder)
     from sweep.execute.local import LocalExecutor
 
-    return LocalExecutor(hardware.device, hardware.slots, executor.per_device, THREADS)
+    return LocalExecutor(hardware.device, hardware.slots, executor.per_device, THREADS, gpus_per_run=executor.ranks)
 
 
 def _slurm(config: SweepConfig, hardware: Hardware, folder: SweepFolder) -> Executor:
@@ -57,7 +63,7 @@ def _slurm(config: SweepConfig, hardware: Hardware, folder: SweepFolder) -> Exec
     executor = config.executor
     options = SlurmOptions(
         gpus=executor.gpus_per_run,
-        cpus=executor.cpus_per_run,
+        cpus=cores_per_run(executor.gpus_per_run),
         minutes=executor.time,
         checkpoint_minutes=executor.checkpoint_minutes,
         partition=executor.partition,
@@ -75,6 +81,15 @@ def _slurm(config: SweepConfig, hardware: Hardware, folder: SweepFolder) -> Exec
     )
 
 
+def _ray_room(config: SweepConfig) -> int:
+    from sweep.execute.ray import require_ray
+
+    if not config.plan_only:
+        return _ray(config).capacity
+    require_ray()
+    return config.executor.slots or 0
+
+
 def _ray(config: SweepConfig) -> Executor:
     from sweep.execute.ray import RayExecutor
 
@@ -82,7 +97,7 @@ def _ray(config: SweepConfig) -> Executor:
     return RayExecutor(
         executor.address,
         gpus=executor.gpus_per_run,
-        cpus=executor.cpus_per_run,
+        cpus=cores_per_run(executor.gpus_per_run),
         slots=executor.slots,
         device="cuda" if executor.gpus_per_run else "cpu",
         threads=THREADS,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import hashlib
 import json
 import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,19 +19,27 @@ from sweep.files import SweepFolder, read_json, write_atomically
 from sweep.plan.schema import SweepConfig
 from sweep.plan.spec import PlannedRun
 
+ROOT = Path(__file__).resolve().parent.parent
+TRAINING_CODE = ("models", "sweep/train", "sweep/data/batches.py", "sweep/data/shards.py", "sweep/worker.py")
+"""What turns a run's spec and tokens into its result."""
+DECIDES_A_LOSS = ("torch", "training_code")
+"""Of `versions`: what a loss may change with by more than its last digits."""
+
 
 def write_plan(
     folder: SweepFolder, config: SweepConfig, corpus: dict[str, Any], runs: Sequence[PlannedRun], notes: Sequence[str]
 ) -> None:
     """Write plan.json whole. `corpus` describes the tokens, `notes` what was added to the grid and why, and what
     the rule for rate and batch does not cover. Versions that an earlier command ran with, where others, are kept
-    in "earlier_versions"."""
+    in "earlier_versions"; "trained_with" are those of the first command that trained, or that accepted a change."""
     here, earlier = versions(), earlier_versions(folder)
+    trained = None if config.on_change == "accept" else trained_with(folder, runs)
     plan = {
         "sweep": config.sweep_name,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": here,
         "earlier_versions": [there for there in earlier if there != here],
+        "trained_with": trained or here,
         "recipe": config.recipe,
         "config": dataclasses.asdict(config),
         "corpus": corpus,
@@ -73,12 +84,31 @@ def earlier_versions(folder: SweepFolder) -> list[dict[str, str]]:
 
 def changed_versions(folder: SweepFolder) -> list[str]:
     """What the last command on this folder ran with and this one doesn't, as "name: there, here" lines."""
-    there, here = earlier_versions(folder)[-1:], versions()
+    return [line for there in earlier_versions(folder)[-1:] for line in _differences(there, versions())]
+
+
+def trained_with(folder: SweepFolder, runs: Sequence[PlannedRun]) -> dict[str, str] | None:
+    """What those of these runs that have begun are trained with; None where none has."""
+    if not folder.plan.exists() or not any(folder.run(run.run_id).spec.exists() for run in runs):
+        return None
+    there = read_json(folder.plan)
+    return there.get("trained_with") or earlier_versions(folder)[0]
+
+
+def changed_training(folder: SweepFolder, runs: Sequence[PlannedRun]) -> list[str]:
+    """As `changed_versions`, of what these runs are trained with, where that may change a loss; else empty.
+    What a plan.json of an older version does not tell counts as unchanged."""
+    there, here = trained_with(folder, runs), versions()
+    if there is None or all(there.get(name, here[name]) == here[name] for name in DECIDES_A_LOSS):
+        return []
+    return _differences(there, here)
+
+
+def _differences(there: dict[str, str], here: dict[str, str]) -> list[str]:
     return [
-        f"{name}: {before.get(name, 'absent')} there, {here.get(name, 'absent')} here"
-        for before in there
-        for name in sorted(before | here)
-        if before.get(name) != here.get(name)
+        f"{name}: {there.get(name, 'absent')} there, {here.get(name, 'absent')} here"
+        for name in sorted(there | here)
+        if there.get(name) != here.get(name)
     ]
 
 
@@ -88,17 +118,40 @@ def corpus_fingerprint(folder: SweepFolder) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of the code (its commit, where it is a checkout), of Python and of the libraries it counts with."""
+    """Of the code (its commit, where it is a checkout, and what its training part does), of Python and of the
+    libraries it counts with."""
     found = {name: metadata.version(name) for name in ("torch", "numpy", "scipy", "tokenizers")}
-    found["python"] = platform.python_version()
-    checkout = Path(__file__).resolve().parent.parent
-    command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=12"]
+    found |= {"python": platform.python_version(), "training_code": training_code()}
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         found["code"] = commit.stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        found["code"] = metadata.version("scaling-sweep")
+        found["code"] = _installed_version()
     return found
+
+
+def _installed_version() -> str:
+    try:
+        return metadata.version("scaling-sweep")
+    except metadata.PackageNotFoundError:  # a copy of the source, used as it lies
+        return "unknown"
+
+
+@cache
+def training_code() -> str:
+    """A digest of the statements of the training code: of no comment, docstring or line break in it."""
+    files = [path for part in TRAINING_CODE for path in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py"))]
+    statements = [ast.unparse(_WithoutText().visit(ast.parse(path.read_text(encoding="utf-8")))) for path in sorted(files)]
+    return hashlib.sha256("\0".join(statements).encode()).hexdigest()[:12]
+
+
+class _WithoutText(ast.NodeTransformer):
+    """Drops strings that stand alone: docstrings, and what is said of a constant."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        value = node.value
+        return None if isinstance(value, ast.Constant) and isinstance(value.value, str) else node
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:

@@ -44,15 +44,19 @@ def _run(folder: RunFolder, request: dict, stop: StopRequest) -> int:
 
     from sweep.plan.spec import RunSpec
     from sweep.train.checkpoint import discard_checkpoint, discard_previous
+    from sweep.train.ranks import RankLost, train_on_ranks
     from sweep.train.result import result_for
     from sweep.train.train import Execution, Stopped, train
 
     spec, execution = RunSpec.from_json(request["spec"]), Execution(**request["execution"])
     torch.set_num_threads(execution.threads)
     try:
-        result = train(spec, execution, folder, stop)
+        result = (train if execution.ranks == 1 else train_on_ranks)(spec, execution, folder, stop)
     except Stopped:
         return EX_TEMPFAIL
+    except RankLost as lost:
+        print(lost, flush=True)
+        return _end_as(lost.status)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         result = result_for(spec, "failed", 0, reason=reason, traceback=traceback.format_exc())
@@ -64,6 +68,15 @@ def _run(folder: RunFolder, request: dict, stop: StopRequest) -> int:
     elif result.status == "finished":
         discard_previous(folder)
     return 0
+
+
+def _end_as(status: int) -> int:
+    """End by the signal that `status` is the negative of; else the exit status to end with, which is not 0."""
+    if status < 0:
+        if status != -signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status or 1
 
 
 class StopRequest:

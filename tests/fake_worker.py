@@ -77,6 +77,12 @@ def stop_once(folder, request, step, resumed):
         sys.exit(75)
 
 
+def stop_unlogged_once(folder, request, step, resumed):
+    if not resumed:
+        (folder / "metrics.jsonl").write_text("")
+        sys.exit(75)
+
+
 def stop_without_moving(folder, request, step, resumed):
     (folder / "metrics.jsonl").write_text("")
     (folder / "checkpoint").unlink()
@@ -97,6 +103,15 @@ def diverge(folder, request, step, resumed):
     sys.exit(0)
 
 
+def outgrow_memory(folder, request, step, resumed):
+    """Be killed as by the kernel, which counts it, while more than execution.fits sequences go at once."""
+    execution = request["execution"]
+    if execution["micro_batch_sequences"] > execution["fits"]:
+        counts = Path(execution["counts"])
+        counts.write_text(f"pgfault 17\noom_kill {int(counts.read_text().split()[-1]) + 1}\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def cut_result_off(folder, request, step, resumed):
     if not resumed:
         (folder / "result.json").write_text('{"run_id": "' + request["run_id"] + '", "status": "finis')
@@ -110,11 +125,13 @@ ACTS = {
     "hang_once": hang_once,
     "hang": hang,
     "stop_once": stop_once,
+    "stop_unlogged_once": stop_unlogged_once,
     "stop_without_moving": stop_without_moving,
     "leave_without_result": leave_without_result,
     "fail": fail,
     "diverge": diverge,
     "cut_result_off": cut_result_off,
+    "outgrow_memory": outgrow_memory,
     "deaf": succeed,
 }
 

@@ -10,7 +10,7 @@ from execution_helpers import wait_for
 
 from sweep.execute.attend import read_ended, this_job, worker_environment
 from sweep.execute.environment import SOURCE_ROOT
-from sweep.execute.executor import CHECKPOINTED
+from sweep.execute.executor import CHECKPOINTED, Ended
 from sweep.execute.metrics import last_step
 from sweep.files import SweepFolder, write_json
 
@@ -43,7 +43,7 @@ def attend(function, folder):
 def test_a_job_leaves_its_exit_status_behind(real_run):
     folder = real_run(20)
     assert attend("attend_job", folder).wait(60) == 0
-    assert read_ended(folder, "70") == 0 and folder.result.exists()
+    assert read_ended(folder, "70") == Ended(0) and folder.result.exists()
     assert read_ended(folder, "69") is None  # of another job of this run
 
 
@@ -58,7 +58,7 @@ def test_what_a_job_is_told_reaches_the_worker_which_saves_a_checkpoint(real_run
     process.wait(60)
     assert (folder.checkpoint / "state.pt").exists() and not folder.result.exists()
     if function == "attend_job":
-        assert read_ended(folder, "70") == CHECKPOINTED
+        assert read_ended(folder, "70") == Ended(CHECKPOINTED)
 
 
 def test_a_worker_whose_attendant_is_killed_stops_by_itself(real_run):

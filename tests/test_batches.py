@@ -7,6 +7,7 @@ import pytest
 
 from sweep.data.batches import TokenBatches, block_order, heldout_blocks
 from sweep.data.shards import ShardWriter
+from sweep.plan.batch import BatchSpec
 
 SEQ = 4
 TRAIN = 4 * 10 + 3  # ten blocks and their labels, and two tokens that fill no block
@@ -23,7 +24,7 @@ def folder(tmp_path):
 
 
 def stream(folder, batch_sequences: int, sequences: int, seed: int = 0) -> np.ndarray:
-    batches = TokenBatches(folder, SEQ, batch_sequences, seed)
+    batches = TokenBatches(folder, SEQ, BatchSpec(batch_sequences), seed)
     return np.concatenate([batches.batch(step) for step in range(sequences // batch_sequences)])
 
 
@@ -47,8 +48,8 @@ def test_stream_does_not_depend_on_batch_size(folder):
 
 
 def test_steps_can_be_asked_in_any_order(folder):
-    resumed = TokenBatches(folder, SEQ, 3, seed=5)
-    fresh = TokenBatches(folder, SEQ, 3, seed=5)
+    resumed = TokenBatches(folder, SEQ, BatchSpec(3), seed=5)
+    fresh = TokenBatches(folder, SEQ, BatchSpec(3), seed=5)
     forward = [fresh.batch(step) for step in range(12)]
     for step in (11, 3, 7, 3, 0):
         np.testing.assert_array_equal(resumed.batch(step), forward[step])
@@ -77,7 +78,7 @@ def test_orders_are_uniform():
 
 
 def test_unique_tokens_and_epochs(folder):
-    batches = TokenBatches(folder, SEQ, 2, 0)
+    batches = TokenBatches(folder, SEQ, BatchSpec(2), 0)
     assert batches.unique_tokens(24) == 24 and batches.epochs(24) == 0.6
     assert batches.unique_tokens(400) == 40 and batches.epochs(400) == 10
     seen = stream(folder, 2, 6)[:, 1:]
@@ -112,11 +113,11 @@ def test_eval_tokens_must_fill_whole_blocks(folder, eval_tokens):
 
 def test_impossible_sizes_are_refused(folder):
     with pytest.raises(ValueError, match="43 training tokens hold no sequence of seq_len=43"):
-        TokenBatches(folder, 43, 1, 0)
-    assert TokenBatches(folder, 42, 1, 0).blocks == 1
-    for seq_len, batch_sequences, seed in ((0, 1, 0), (4, 0, 0), (4, 1, -1), (4, 1, 2**64)):
+        TokenBatches(folder, 43, BatchSpec(1), 0)
+    assert TokenBatches(folder, 42, BatchSpec(1), 0).blocks == 1
+    for seq_len, seed in ((0, 0), (4, -1), (4, 2**64)):
         with pytest.raises(ValueError, match="must"):
-            TokenBatches(folder, seq_len, batch_sequences, seed)
+            TokenBatches(folder, seq_len, BatchSpec(1), seed)
 
 
 def test_large_vocabularies_are_kept_whole(tmp_path):
@@ -124,4 +125,4 @@ def test_large_vocabularies_are_kept_whole(tmp_path):
         shards.add_train(np.array([0, 65_535, 65_536, 69_999, 1]))
         shards.add_heldout(np.array([69_999, 65_536]), np.array([1, 1]))
         shards.finish(tokenizer_digest="t", end_of_document=0, entropy_rate=None, source="test", counts={})
-    assert TokenBatches(tmp_path, 4, 1, 0).batch(0).tolist() == [[0, 65_535, 65_536, 69_999, 1]]
+    assert TokenBatches(tmp_path, 4, BatchSpec(1), 0).batch(0).tolist() == [[0, 65_535, 65_536, 69_999, 1]]

@@ -138,6 +138,12 @@ def test_a_worker_that_others_stop_is_not_a_death_while_it_moves(folder):
     assert "exit status 75" in outcomes[1].reason
 
 
+def test_a_checkpoint_between_two_log_lines_is_a_move(folder):
+    planned = planned_run()
+    (outcome,) = run(folder, [planned], "stop_unlogged_once", retries=0)
+    assert (outcome.status, outcome.attempts) == ("finished", 2)
+
+
 def test_losses_do_not_depend_on_slots_since_threads_do_not(folder):
     planned = planned_run()
     run(folder, [planned], "succeed", slots=7)

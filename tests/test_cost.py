@@ -6,7 +6,7 @@ import pytest
 
 from models.config import DecoderShape
 from models.count import count_parameters, training_flops_per_token
-from sweep.plan.cost import Measurement, Timing, least_bytes, run_cost, shapes_to_measure
+from sweep.plan.cost import Measurement, Timing, least_bytes, run_cost, shapes_to_measure, shards
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import TRUNK, trunk_of
 
@@ -76,6 +76,16 @@ def test_a_run_never_needs_less_than_its_weights_gradients_and_moments(tiny_spec
     assert least_bytes(spec) == 16 * count_parameters(spec.shape).total
     assert run_cost(PlannedRun(spec, ""), measurement([spec], peak_bytes=10), 0).peak_bytes == least_bytes(spec)
     assert run_cost(PlannedRun(spec, ""), measurement([spec], peak_bytes=10**9), 0).peak_bytes == pytest.approx(1e9)
+
+
+def test_weights_and_moments_are_spread_where_a_gpu_would_be_half_full_of_them_or_on_request(tiny_spec):
+    (run,) = runs(tiny_spec, (64,))
+    need = least_bytes(run.spec)
+    assert shards(run.spec, 4, None, 2.01 * need) == 1 and shards(run.spec, 4, None, 1.99 * need) == 4
+    assert shards(run.spec, 4, True, float("inf")) == 4 and shards(run.spec, 4, False, 1.0) == 1
+    assert shards(run.spec, 1, None, 1.0) == 1
+    assert shards(tiny_spec(optim={"kind": "muon", "momentum": 0.95}), 4, None, 1.0) == 1
+    assert run_cost(run, measurement([run.spec], peak_bytes=10), 0, shards=4).peak_bytes == need / 4
 
 
 def test_an_estimate_from_a_bound_says_so(tiny_spec):

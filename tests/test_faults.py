@@ -8,6 +8,7 @@ import csv
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,14 +20,17 @@ from pathlib import Path
 import pytest
 from execution_helpers import FAKE_WORKER, acting, local, planned_run, starts, wait_for
 
-from sweep import provenance
+from sweep import experiment, hardware, provenance
 from sweep.execute import coordinator
 from sweep.execute.coordinator import execute
 from sweep.execute.lock import CoordinatorLock, is_held
 from sweep.execute.progress import Progress
 from sweep.execute.pulse import FIRST_SIGN, Pulse
 from sweep.files import RunFolder, SweepFolder, read_json, write_json
+from sweep.hardware import Hardware
 from sweep.plan.schema import ConfigError
+from sweep.plan.trunks import Shared
+from sweep.train import out_of_memory
 from sweep.train.train import Execution, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,6 +151,54 @@ def test_a_training_run_touches_its_heartbeat(tiny_spec, corpus, tmp_path):
     assert folder.heartbeat.exists()
     beat = module.Heartbeat(tmp_path / "no such folder" / "heartbeat")
     beat()  # a folder that vanished is not its to report
+
+
+# memory that runs out
+
+
+@pytest.fixture
+def starved(folder, tmp_path, monkeypatch):
+    """starved(act, fits): the outcome and the last request of a run of 12 sequences on a machine whose kernel kills."""
+    counts = tmp_path / "vmstat"
+    counts.write_text("pgfault 17\noom_kill 3\n")
+    monkeypatch.setattr(hardware, "KERNEL_COUNTS", counts)
+
+    def starve(act, fits, **options):
+        execution = {"act": act, "seconds": 0, "fits": fits, "counts": str(counts), "micro_batch_sequences": 12}
+        planned = planned_run()
+        (outcome,) = execute(folder, [planned], local(), lambda _: execution, poll_seconds=0.01, **options)
+        return outcome, read_json(folder.run(planned.run_id).spec)["execution"]
+
+    return starve
+
+
+def test_a_worker_killed_for_want_of_memory_goes_on_with_half_the_micro_batch(starved):
+    progress = Notes()
+    outcome, asked = starved("outgrow_memory", fits=3, retries=0, progress=progress)
+    assert (outcome.status, outcome.attempts) == ("finished", 3)
+    assert (asked["micro_batch_sequences"], asked["oom_halvings"]) == (3, 2)
+    assert [note.split("memory ran out; ")[1] for note in progress.notes] == [
+        f"it goes on with {sequences} sequences at a time" for sequences in (6, 3)
+    ]
+
+
+def test_a_run_that_fits_in_no_memory_is_named_after_the_last_halving(starved):
+    outcome, asked = starved("outgrow_memory", fits=0, retries=1)
+    assert (outcome.status, outcome.attempts) == ("failed", 6)  # 12, 6, 3, 2, 1 and a retry of that
+    assert asked["micro_batch_sequences"] == 1 and "killed by SIGKILL, out of memory" in outcome.reason
+    assert coordinator.MOST_HALVINGS == out_of_memory.MOST_HALVINGS
+
+
+def test_a_worker_that_somebody_killed_keeps_its_micro_batch(starved):
+    outcome, asked = starved("die_once", fits=0)
+    assert (outcome.status, outcome.attempts) == ("finished", 2)
+    assert asked["micro_batch_sequences"] == 12 and "oom_halvings" not in asked
+
+
+def test_what_the_kernel_of_this_machine_counts_is_read():
+    if not hardware.KERNEL_COUNTS.exists():
+        pytest.skip(f"{hardware.KERNEL_COUNTS} is Linux's")
+    assert hardware.oom_kills() == int(re.search(r"^oom_kill (\d+)$", hardware.KERNEL_COUNTS.read_text(), re.M)[1])
 
 
 # a clock that jumps
@@ -273,6 +325,89 @@ def test_a_change_of_the_code_is_told_and_kept(compose, folder, monkeypatch):
     kept = read_json(folder.plan)
     assert [there["code"] for there in kept["earlier_versions"]] == ["aaaa", "bbbb"]
     assert kept["versions"]["code"] == "cccc" and kept["runs"][0]["run_id"] == planned_run().run_id
+
+
+@pytest.fixture
+def trained(compose, folder, monkeypatch):
+    """trained(on_change): the sweep of a folder in which one run of two has been begun, with torch 2.0."""
+    here = {"torch": "2.0", "code": "aaaa", "training_code": "f00d", "numpy": "1"}
+    monkeypatch.setattr(provenance, "versions", lambda: dict(here))
+    launched = []
+    monkeypatch.setattr(experiment, "execute", lambda folder, runs, *rest, **options: launched.append(runs) or [])
+
+    def sweep(on_change="refuse", **changes):
+        here.update(changes)
+        config = compose("scale=cpu", "device=cpu", "+grid=isoflop", f"on_change={on_change}")
+        hardware = Hardware("cpu", 1, 10**9, "")
+        runs = (planned_run(0), planned_run(1))
+        return experiment.Sweep(config, folder, hardware, None, planned=Shared((), runs), facts={"fingerprint": "f"}), launched
+
+    first, _ = sweep()
+    first.write()
+    write_json(folder.run(planned_run(0).run_id).spec, {})
+    return sweep
+
+
+@pytest.mark.parametrize("changes", [{"torch": "2.1"}, {"training_code": "beef"}])
+def test_runs_are_not_trained_on_by_other_code_unless_that_is_accepted(trained, folder, changes):
+    sweep, launched = trained(**changes)
+    for _ in range(2):  # a refusal is not forgotten by the next command
+        with pytest.raises(experiment.Refused, match=r"2\.1 here|beef here") as refusal:
+            sweep.execute(sweep.runs, None)
+        assert "on_change=accept" in str(refusal.value) and "Nothing was launched" in str(refusal.value)
+    assert launched == []
+    accepting, _ = trained("accept")
+    assert provenance.changed_training(folder, sweep.runs) != []
+    accepting.execute(accepting.runs, None)
+    again, _ = trained("refuse")  # what was accepted once is what the folder's runs are trained with
+    again.execute(again.runs, None)
+    assert len(launched) == 2
+
+
+def test_other_changes_and_plans_of_which_nothing_was_begun_are_let(trained, folder):
+    sweep, launched = trained(code="bbbb", numpy="2")
+    sweep.execute(sweep.runs, None)
+    shutil.rmtree(folder.run(planned_run(0).run_id).path)
+    sweep, _ = trained(training_code="beef")
+    sweep.execute(sweep.runs, None)
+    assert len(launched) == 2
+
+
+def test_a_folder_of_an_older_version_is_no_change(trained, folder):
+    plan = read_json(folder.plan)
+    del plan["trained_with"], plan["versions"]["training_code"]
+    write_json(folder.plan, plan)
+    sweep, launched = trained()
+    sweep.execute(sweep.runs, None)
+    sweep, _ = trained(torch="2.1")
+    with pytest.raises(experiment.Refused):
+        sweep.execute(sweep.runs, None)
+    assert len(launched) == 1
+
+
+def test_comments_docstrings_and_layout_are_no_change_of_the_training_code(tmp_path, monkeypatch):
+    digest = provenance.training_code.__wrapped__
+    (tmp_path / "models").mkdir()
+    file = tmp_path / "models" / "decoder.py"
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "TRAINING_CODE", ("models",))
+    file.write_text('"""Text."""\nRATE = 0.5\n"""Of it."""\n\n\ndef f(x):\n    """Twice."""\n    return 2 * x\n')
+    before = digest()
+    file.write_text("RATE = 0.5  # half\ndef f(x):\n    return (2\n            * x)\n")
+    assert digest() == before
+    file.write_text("RATE = 0.5\ndef f(x):\n    return 3 * x\n")
+    assert digest() != before
+
+
+def test_the_training_code_is_all_that_a_worker_loads_to_train():
+    """Whatever a worker imports and that is not in the digest only writes files, or is named in a run's spec."""
+    source = "import sys, sweep.worker, sweep.train.train, sweep.train.checkpoint; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT, check=True)
+    ours = {name for name in done.stdout.split() if name.split(".")[0] in ("sweep", "models", "analysis")}
+    loaded = {name.replace(".", "/") for name in ours if (ROOT / f"{name.replace('.', '/')}.py").exists()}
+    digested = {part.removesuffix(".py") for part in provenance.TRAINING_CODE}
+    rest = {name for name in loaded if not any(name == part or name.startswith(part + "/") for part in digested)}
+    assert rest == {"sweep/files", "sweep/plan/spec"}
 
 
 # secrets

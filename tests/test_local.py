@@ -91,6 +91,16 @@ def test_gpus_are_filled_one_by_one_before_they_are_shared():
     assert slot_environments("cuda", 4, 2, 1, outer) == places[:4]
 
 
+def test_a_run_on_several_gpus_sees_them_and_no_other_does():
+    outer = {"CUDA_VISIBLE_DEVICES": "3,GPU-ab,5,6,7"}
+    places = slot_environments("cuda", None, 1, 1, outer, gpus_per_run=2)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["3,GPU-ab", "5,6"]
+    with pytest.raises(ValueError, match=r"slots=3, but 2 group\(s\) of 2 GPUs"):
+        slot_environments("cuda", 3, 1, 1, outer, gpus_per_run=2)
+    with pytest.raises(ValueError, match="a run takes 6 GPUs, and 5 are visible"):
+        slot_environments("cuda", None, 1, 1, outer, gpus_per_run=6)
+
+
 def test_a_worker_sees_only_its_own_gpu(run_folder, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
     executor = LocalExecutor("cuda", worker_command=FAKE_WORKER, threads=3)

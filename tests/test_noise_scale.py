@@ -53,9 +53,9 @@ def test_it_is_the_one_of_the_two_batch_sizes_of_the_paper(tiny_spec, execution,
     """Equation A.2 and A.3 term by term, with gradients that backward() leaves."""
     spec = tiny_spec()
     learner = build_learner(spec, execution)
-    batches = TokenBatches(corpus, spec.shape.seq_len, spec.batch_sequences, spec.seed)
+    batches = TokenBatches(corpus, spec.shape.seq_len, spec.batch, spec.seed)
     found = measure_noise(learner.model, batches, 5, nullcontext)
-    tokens = torch.from_numpy(np.concatenate([batches.batch(5 + i) for i in range(SEQUENCES // spec.batch_sequences)]))
+    tokens = torch.from_numpy(np.concatenate([batches.batch(5 + i) for i in range(SEQUENCES // 8)]))
 
     def squared_norm(part) -> float:
         learner.model.zero_grad()

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sweep.files import RunFolder
+from sweep.train import evaluate as evaluation
 from sweep.train import train as module
 from sweep.train.out_of_memory import MOST_HALVINGS, MicroBatch, is_out_of_memory
 from sweep.train.train import Execution, train
@@ -33,9 +34,9 @@ def losses(folder):
     return [line["loss"] for line in map(json.loads, folder.metrics.read_text().splitlines()) if "loss" in line]
 
 
-def limit(monkeypatch, fits, error, good_before=0):
+def limit(monkeypatch, fits, error, good_before=0, module=module):
     """Have every forward pass of more than `fits` sequences raise `error`, but for the first `good_before`; returns
-    the sequences of all that were tried."""
+    the sequences of all that were tried. `module` makes them: the training, or the evaluation."""
     real, tried = module.token_losses, []
 
     def limited(forward, tokens):
@@ -68,6 +69,26 @@ def test_halved_micro_batches_give_the_same_losses_and_are_on_record(
     assert losses(RunFolder(tmp_path)) == pytest.approx(undisturbed[1], abs=1e-5)
     assert (undisturbed[0].micro_batch_sequences, undisturbed[0].oom_halvings) == (8, 0)
     assert "out of memory: 2 sequences" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_evaluation_that_is_out_of_memory_goes_on_in_smaller_parts(
+    error, tiny_spec, execution, tmp_path, monkeypatch, undisturbed
+):
+    """Its 32 blocks in parts of 8, of which the third and then another one fail."""
+    tried = limit(monkeypatch, 3, error, good_before=2, module=evaluation)
+    result = train(tiny_spec(), execution, RunFolder(tmp_path), lambda: False)
+    assert tried == [8, 8] + [8, 4] + [2] * 8
+    assert (result.micro_batch_sequences, result.oom_halvings) == (2, 2)
+    assert result.loss == pytest.approx(undisturbed[0].loss, abs=1e-6)
+    assert result.loss_se == pytest.approx(undisturbed[0].loss_se, abs=1e-6)
+
+
+def test_an_evaluation_that_never_fits_raises(tiny_spec, execution, tmp_path, monkeypatch):
+    tried = limit(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory."), module=evaluation)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(tiny_spec(), execution, RunFolder(tmp_path), lambda: False)
+    assert tried == [8, 4, 2, 1]
 
 
 def test_what_a_failed_attempt_left_in_the_gradient_does_not_count(

@@ -9,7 +9,8 @@ import pytest
 
 from sweep.execute.local import LocalExecutor
 from sweep.files import SweepFolder
-from sweep.places import executor_for, hardware_for, is_remote
+from sweep.hardware import find_hardware
+from sweep.places import cores_per_run, executor_for, hardware_for, is_remote
 from sweep.plan.schema import ConfigError, LocalExecutorConfig, RayExecutorConfig, SlurmExecutorConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,13 +43,17 @@ def test_further_options_of_sbatch_pass_through(compose):
     [
         (["executor=slurm", "+executor.per_device=2"], "executor.per_device"),
         (["executor=local", "+executor.partition=x"], "executor.partition"),
-        (["executor=slurm", "executor.gpus_per_run=2"], "one GPU"),
         (["executor=slurm", "executor.gpus_per_run=0.5"], "executor.gpus_per_run"),
-        (["executor=ray", "executor.gpus_per_run=1.5"], "one GPU"),
+        (["executor=ray", "executor.gpus_per_run=1.5"], "a part of a GPU, or on one or several whole ones"),
         (["executor=ray", "executor.gpus_per_run=-1"], "executor.gpus_per_run"),
-        (["executor=ray", "executor.cpus_per_run=0"], "executor.cpus_per_run"),
+        (["executor=ray", "+executor.cpus_per_run=4"], "executor.cpus_per_run"),
         (["executor=slurm", "device=cuda"], "device=cuda"),
         (["executor=slurm", "device=cpu", "executor.gpus_per_run=1"], "device=cpu"),
+        (["executor.gpus_per_run=2", "device=cpu"], "device=cpu uses none; give null"),
+        (["executor.gpus_per_run=0"], "give null, or 1 and more"),
+        (["executor.gpus_per_run=2", "executor.per_device=2"], "executor.per_device"),
+        (["executor.shard=true"], "means nothing without executor.gpus_per_run of 2 or more"),
+        (["executor.gpus_per_run=2", "executor.shard=true", "optim=muon"], "optim=muon wants whole matrices"),
         (["executor=slurm", "executor.time=5"], "executor.checkpoint_minutes"),
         (["executor=runs"], "executor: nothing chosen"),
     ],
@@ -58,12 +63,60 @@ def test_what_a_place_cannot_do_is_refused(compose, overrides, words):
         compose(*CPU, *overrides)
 
 
+def test_a_process_for_each_gpu_of_a_run(compose):
+    asked = ("executor.gpus_per_run=4",)
+    for overrides in ((), ("executor.gpus_per_run=1",), ("executor=ray", "executor.gpus_per_run=0.25")):
+        assert compose("scale=gpu", "+grid=isoflop", *overrides).executor.ranks == 1
+    for overrides in (("executor.gpus_per_run=4",), ("executor=slurm", *asked), ("executor=ray", *asked)):
+        assert compose("scale=gpu", "+grid=isoflop", *overrides).executor.ranks == 4
+
+
+def test_a_run_that_wants_more_gpus_than_there_are_is_refused(compose, monkeypatch):
+    monkeypatch.setattr("sweep.hardware.has_gpu", lambda: False)
+    with pytest.raises(ValueError, match="executor.gpus_per_run: 2, and torch finds no GPU here"):
+        hardware_for(compose(*CPU, "executor.gpus_per_run=2"))
+
+
+def test_gpus_are_dealt_out_to_runs(monkeypatch):
+    import torch
+
+    class Card:
+        total_memory = 80 * 10**9
+
+    monkeypatch.setattr("sweep.hardware.has_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Card)
+    for gpus_per_run, slots in ((None, 7), (1, 7), (2, 3), (4, 1), (7, 1)):
+        found = find_hardware("auto", None, 1, gpus_per_run)
+        assert (found.slots, found.memory_per_run) == (slots, Card.total_memory)
+    with pytest.raises(ValueError, match="executor.gpus_per_run: 8, and this machine has 7"):
+        find_hardware("auto", None, 1, 8)
+
+
 def test_the_local_place_is_this_machine(compose, tmp_path):
     config = compose(*CPU, "device=cpu", "executor.slots=2")
     hardware = hardware_for(config)
     assert not is_remote(config) and hardware.slots == 2 and hardware.memory > 0
     executor = executor_for(config, hardware, SweepFolder(tmp_path))
     assert isinstance(executor, LocalExecutor) and executor.capacity == 2
+
+
+@pytest.mark.parametrize("gpus, cores", [(0, 1), (0.25, 2), (1, 2), (4, 8)])
+def test_a_run_reserves_the_cores_that_it_keeps_busy(gpus, cores):
+    assert cores_per_run(gpus) == cores
+
+
+def test_a_plan_starts_no_ray(compose, monkeypatch):
+    class Ray:
+        """Whatever is asked of it fails: it is only found."""
+
+    monkeypatch.setitem(sys.modules, "ray", Ray())
+    for more, slots in (([], 0), (["executor.slots=5"], 5)):
+        found = hardware_for(compose(*CPU, "executor=ray", "plan_only=true", *more))
+        assert found.slots == slots and found.memory_per_run == float("inf")
+    with pytest.raises(AttributeError):
+        hardware_for(compose(*CPU, "executor=ray"))
 
 
 @pytest.mark.parametrize("place, package", [("slurm", "submitit"), ("ray", "ray")])

@@ -7,7 +7,7 @@ import pytest
 
 from models.count import count_parameters, training_flops_per_token
 from sweep.plan.grids import Cell, cells, family
-from sweep.plan.plan import Corpus, batch_sequences, micro_batch_sequences, plan
+from sweep.plan.plan import Corpus, batch_spec, micro_batch_sequences, plan
 from sweep.plan.rules import recipe
 from sweep.plan.schema import ConfigError
 
@@ -29,7 +29,7 @@ def test_isoflop_runs_cost_their_budget_but_for_half_a_step(compose, scale, voca
     for asked, run in zip(planned, runs):
         budget = asked.tokens * training_flops_per_token(asked.shape)
         assert run.group == f"C={budget:.4g}"
-        assert abs(run.spec.flops / budget - 1) <= 0.5 / run.spec.steps + 1e-9
+        assert abs(run.spec.flops / budget - 1) <= 0.5 * run.spec.most_sequences / run.spec.batch.seen(run.spec.steps) + 1e-9
         assert abs(run.spec.flops / budget - 1) < 0.02  # and a step is a small part of every planned run
     assert len({run.run_id for run in runs}) == len(runs)
 
@@ -59,11 +59,12 @@ def test_the_batch_follows_the_tokens(compose):
     config = compose(*ISOFLOP, "schedule=independent", *rule)
 
     def batch(config, tokens: float) -> int:
-        return batch_sequences(recipe(config.optim, 1e4, tokens), config.model.seq_len)
+        return batch_spec(config.optim, recipe(config.optim, 1e4, tokens), tokens, config.model.seq_len).sequences
 
     assert batch(config, 1e6) == 8192 // config.model.seq_len
     assert batch(config, 4e6) == 2 * 8192 // config.model.seq_len
     assert batch(config, 1.0) == 1  # never none
+    assert batch(compose(*ISOFLOP, "schedule=independent", *rule, "optim.least_batch_tokens=512"), 1.0) == 4
     fixed = compose(*ISOFLOP, "schedule=independent", *rule[:2], "optim.batch_exponent=0")
     assert {batch(fixed, tokens) for tokens in (1e5, 1e6, 1e9)} == {8192 // config.model.seq_len}
 
@@ -82,14 +83,32 @@ def test_on_a_trunk_rate_batch_decay_and_warmup_follow_the_size_alone(compose):
     short, long, wide = (
         plan([cell(config, tokens, width)], PLENTY)[0].spec for tokens, width in ((1e6, 48), (4e6, 48), (4e6, 96))
     )
-    assert (short.optim, short.batch_sequences) == (long.optim, long.batch_sequences)
+    assert (short.optim, short.batch) == (long.optim, long.batch)
     assert short.schedule.warmup_steps == long.schedule.warmup_steps
     followed = 25 * count_parameters(wide.shape).non_embedding
     own = compose(*ISOFLOP, "schedule=independent", f"schedule.warmup_fraction={config.schedule.warmup_fraction}")
     alone = plan([cell(own, followed, 96)], PLENTY)[0].spec  # as an independent run of so many tokens
-    assert wide.batch_sequences == alone.batch_sequences and wide.schedule.warmup_steps == alone.schedule.warmup_steps
     assert wide.optim.lr == pytest.approx(alone.optim.lr)
-    assert wide.optim.weight_decay == pytest.approx(alone.optim.weight_decay)
+    warmup = wide.tokens_after(wide.schedule.warmup_steps)
+    assert warmup == pytest.approx(alone.tokens_after(alone.schedule.warmup_steps), rel=0.05)
+    steps = wide.batch.steps(followed / config.model.seq_len)
+    forgotten = steps * config.optim.weight_decay_timescale
+    assert wide.optim.lr * wide.optim.weight_decay == pytest.approx(1 / forgotten)
+
+
+def test_on_a_trunk_the_batch_is_that_of_the_tokens_seen_so_far(compose):
+    config = compose(*ISOFLOP)
+    optim, seq_len = config.optim, config.model.seq_len
+    for width in (48, 96):
+        run = plan([cell(config, 2e7, width)], PLENTY)[0].spec
+        for step in range(0, run.steps, 50):
+            law = optim.batch_tokens * (run.tokens_after(step) / optim.batch_at_tokens) ** 0.5 / seq_len
+            assert run.batch.at(step) == 1 if law < 1 else 0.69 < run.batch.at(step) / law < 1.45
+        assert run.tokens == pytest.approx(2e7, rel=0.01)
+        constant = 1 - config.schedule.decay_fraction
+        assert run.tokens_after(run.decay_start) == pytest.approx(constant * run.tokens, rel=0.01)
+    fixed = compose(*ISOFLOP, "optim.batch_exponent=0")
+    assert plan([cell(fixed, 2e7)], PLENTY)[0].spec.batch.doubles_at is None
 
 
 def test_weights_are_forgotten_over_the_same_share_of_every_run(compose):
@@ -151,3 +170,17 @@ def test_micro_batches_are_equal_parts_of_the_batch_within_the_limit(compose):
         assert parts == math.ceil(batch / most)  # no more parts than it takes
         assert part - batch // parts <= 1
     assert micro_batch_sequences(compose(*ISOFLOP, "optim.micro_batch_tokens=1"), 5) == 1
+
+
+def test_on_several_gpus_a_run_is_the_same_and_its_micro_batches_are_parts_of_each_one_s_share(compose):
+    constant = (*ISOFLOP, "optim.rule=constant", "optim.batch_tokens=1024")
+    config = compose(*constant, "executor.gpus_per_run=4", "optim.micro_batch_tokens=1280")
+    assert plan([cell(config, 2e6)], PLENTY) == plan([cell(compose(*constant), 2e6)], PLENTY)
+    assert [micro_batch_sequences(config, batch) for batch in (4, 40, 41, 64)] == [1, 10, 6, 8]
+
+
+def test_a_batch_that_does_not_go_round_the_gpus_is_refused(compose):
+    small = (*ISOFLOP, "optim.rule=constant", "optim.batch_tokens=384")
+    with pytest.raises(ConfigError, match="a batch of 3 x 128 tokens does not go round 4 GPUs"):
+        plan([cell(compose(*small, "executor.gpus_per_run=4"), 2e6)], PLENTY)
+    assert plan([cell(compose(*small, "executor.gpus_per_run=3"), 2e6)], PLENTY)

@@ -19,6 +19,10 @@ class RayError(Exception):
     pass
 
 
+class OutOfMemoryError(RayError):
+    pass
+
+
 class FakeRay:
     """As much of ray as the executor uses. Tasks are names; `ended` holds what each came to."""
 
@@ -113,10 +117,13 @@ def test_how_a_worker_ended_is_told(place, tmp_path):
     (started, environment), task = ray.started[0], str(folder.path.resolve())
     assert started == task and environment["OMP_NUM_THREADS"] == "1"
     assert job.poll() is None
-    ray.ended[task] = -9
+    ray.ended[task] = Ended(-9)
     assert job.poll() == Ended(-9)
     ray.ended[task] = RayError("the node 10.0.0.2 died\nsomething long")
     assert job.poll().status is None and "10.0.0.2 died" in str(job.poll())
+    assert not job.poll().out_of_memory
+    ray.ended[task] = OutOfMemoryError("memory on the node was 95%")
+    assert job.poll().out_of_memory
     job.cancel()
     job.kill()
     assert ray.cancelled == [(task, False), (task, True)]

@@ -37,7 +37,7 @@ def test_power_with_follows_run_is_the_formula_of_before(compose):
         found = run.spec.optim
         assert (found.lr, found.beta1, found.beta2) == (peak, optim.beta1, optim.beta2)
         assert found.weight_decay == 1.0 / (peak * run.spec.steps * optim.weight_decay_timescale)
-        assert run.spec.schedule.warmup_steps == round(config.schedule.warmup_fraction * run.spec.steps)
+        assert abs(run.spec.schedule.warmup_steps - config.schedule.warmup_fraction * run.spec.steps) <= 0.5
         assert (found.kind, found.base_depth, found.momentum) == ("adamw", None, None)
 
 
@@ -114,13 +114,13 @@ def test_a_warmup_that_a_run_has_no_room_for_is_refused(compose):
 def test_with_follows_size_every_budget_of_a_size_has_one_recipe(compose):
     config = compose(*CPU, "optim.follows=size", "optim.tokens_per_param=30")
     runs = [spec(config, tokens) for tokens in (3e5, 1e6, 2e7)]
-    assert len({(run.optim, run.batch_sequences) for run in runs}) == 1
+    assert len({(run.optim, run.batch) for run in runs}) == 1
     assert len({run.steps for run in runs}) == 3
     other = spec(config, 1e6, width=96)
-    assert other.optim.lr != runs[0].optim.lr and other.batch_sequences != runs[0].batch_sequences
+    assert other.optim.lr != runs[0].optim.lr and other.batch == runs[0].batch
     params = cell(config, 1e6).params
     own = spec(compose(*CPU), 30 * params)  # the run whose own tokens these are
-    assert (own.optim, own.batch_sequences) == (runs[0].optim, runs[0].batch_sequences)
+    assert (own.optim.lr, own.optim.beta2) == (runs[0].optim.lr, runs[0].optim.beta2)
 
 
 def test_a_decay_of_its_own_is_the_same_for_every_run(compose):

@@ -26,7 +26,7 @@ def stormy(tmp_path_factory):
     folder, written = SweepFolder(tmp_path_factory.mktemp("simulated")), []
     with pytest.MonkeyPatch.context() as patch:
         write = Ledger.write
-        patch.setattr(Ledger, "write", lambda ledger: (written.append(1), write(ledger)))
+        patch.setattr(Ledger, "write", lambda ledger, durable=True: (written.append(1), write(ledger, durable)))
         figures, outcomes, cluster = simulate(folder, RUNS, SLOTS, storm=5.0)
     return folder, figures, outcomes, cluster, len(written)
 

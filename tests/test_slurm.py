@@ -103,6 +103,10 @@ def test_a_job_that_left_its_exit_status_has_ended_with_it(folder, queue, monkey
     assert job.poll() is None
     write_json(run.ended, {"job": "7_0", "status": CHECKPOINTED})
     assert job.poll() == Ended(CHECKPOINTED)
+    again = executor(folder, monkeypatch).submit(run)
+    assert again.poll() is None
+    write_json(run.ended, {"job": "7_0", "status": -9, "detail": "", "out_of_memory": True})
+    assert again.poll() == Ended(-9, out_of_memory=True)
 
 
 def test_a_job_that_left_the_queue_without_a_word_is_given_time_and_then_has_died(folder, queue, monkeypatch):

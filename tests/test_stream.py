@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sweep.data.batches import TokenBatches
+from sweep.plan.batch import BatchSpec
 from sweep.train.stream import BatchStream
 
 CPU = torch.device("cpu")
@@ -12,7 +13,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("steps", [range(12), [5, 6, 7, 3, 4, 4, 9]])
 def test_batches_made_ahead_are_the_batches(corpus, steps):
-    batches = TokenBatches(corpus, 16, 4, seed=3)
+    batches = TokenBatches(corpus, 16, BatchSpec(4), seed=3)
     plain, ahead = BatchStream(batches, CPU), BatchStream(batches, CPU, ahead=True)
     for step in steps:
         expected = torch.from_numpy(np.asarray(batches.batch(step)))
@@ -26,7 +27,7 @@ def test_an_error_in_the_thread_reaches_whoever_asks(corpus):
                 raise OSError("disk gone")
             return super().batch(step)
 
-    ahead = BatchStream(Broken(corpus, 16, 4, seed=3), CPU, ahead=True)
+    ahead = BatchStream(Broken(corpus, 16, BatchSpec(4), seed=3), CPU, ahead=True)
     ahead.batch(0), ahead.batch(1)
     with pytest.raises(OSError, match="disk gone"):
         ahead.batch(2)

@@ -19,7 +19,7 @@ from analysis.report import write_report
 from analysis.studies import Evidence, StudyError, findings, load
 from analysis.table import read_table
 
-OWN = '''
+OWN = """
 import numpy as np
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.estimate import Estimate
@@ -37,7 +37,7 @@ def study(evidence):
     return Finding("own.mean", "Mean loss", "nobody", f"The mean is {loss.mean():.3f}.", "Little.",
                    (number, Number("unknown", None, note="no data")), Chart("Dots are runs", (panel, panel, panel)),
                    ("A note with | a bar.",))
-'''
+"""
 
 
 @pytest.fixture
@@ -91,7 +91,9 @@ def test_a_refusal_stands_in_its_section_and_the_others_go_on(tmp_path, own):
     found = steps.analyse(folder_with(tmp_path, rows_of(sweep(0.003))[:20:12], [own]))
     (finding,) = found.findings
     assert finding.refused == "2 runs are too few; train 3." and not finding.numbers
-    assert "No number is given: 2 runs are too few; train 3." in write_report(found, tmp_path / "r").read_text()
+    assert (
+        "No number is given: 2 runs are too few; train 3." in write_report(found, tmp_path / "r").read_text()
+    )
     assert lines(found.findings) == ("Mean: no number: 2 runs are too few; train 3.",)
 
 

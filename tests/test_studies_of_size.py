@@ -44,11 +44,24 @@ def replicated(by_seed, by_order, *, sizes=(1e4, 1e5), tokens=(1e6, 1e7), k=4, p
     for N in sizes:
         for D in tokens:
             scale = (N / sizes[0]) ** power
-            initial, order = rng.standard_normal(k + 1) * by_seed * scale, rng.standard_normal(k + 1) * by_order * scale
+            initial, order = (
+                rng.standard_normal(k + 1) * by_seed * scale,
+                rng.standard_normal(k + 1) * by_order * scale,
+            )
             pairs = [(0, 0), *((i, 0) for i in range(1, k + 1)), *((0, i) for i in range(1, k + 1))]
             for i, j in pairs:
                 loss = (1 + N**-0.1 + D**-0.1) * math.exp(initial[i] + order[j])
-                rows.append({**RUN, "params": N, "tokens": D, "loss": repr(loss), "seed": i, "order_seed": j, "loss_se": 0.002})
+                rows.append(
+                    {
+                        **RUN,
+                        "params": N,
+                        "tokens": D,
+                        "loss": repr(loss),
+                        "seed": i,
+                        "order_seed": j,
+                        "loss_se": 0.002,
+                    }
+                )
     return rows
 
 
@@ -76,7 +89,9 @@ def test_noise_that_grows_as_the_size_falls_is_seen_and_level_noise_is_not_calle
     assert np.mean([exponent.value for exponent in exponents]) == pytest.approx(-0.4, abs=0.03)
     assert sum(exponent.lo <= -0.4 <= exponent.hi for exponent in exponents) >= 9
     assert any("Bartlett" in note for note in falling.notes)
-    level = [noise.study(evidence(tmp_path, replicated(0.01, 0.01, seed=draw, **cells))) for draw in range(12)]
+    level = [
+        noise.study(evidence(tmp_path, replicated(0.01, 0.01, seed=draw, **cells))) for draw in range(12)
+    ]
     assert sum("no dependence on N or D is seen" in found.found for found in level) >= 11
     assert sum(any("Bartlett" in note for note in found.notes) for found in level) <= 1
 
@@ -84,8 +99,12 @@ def test_noise_that_grows_as_the_size_falls_is_seen_and_level_noise_is_not_calle
 def test_noise_does_not_change_with_the_unit_of_the_loss(tmp_path):
     rows = replicated(0.004, 0.002)
     found = noise.study(evidence(tmp_path, rows))
-    bits = noise.study(evidence(tmp_path, [{**row, "loss": float(row["loss"]) / math.log(2)} for row in rows]))
-    assert [n.estimate.value for n in bits.numbers[:4]] == pytest.approx([n.estimate.value for n in found.numbers[:4]])
+    bits = noise.study(
+        evidence(tmp_path, [{**row, "loss": float(row["loss"]) / math.log(2)} for row in rows])
+    )
+    assert [n.estimate.value for n in bits.numbers[:4]] == pytest.approx(
+        [n.estimate.value for n in found.numbers[:4]]
+    )
 
 
 def test_seeds_that_order_follows_are_one_source(tmp_path):
@@ -97,7 +116,10 @@ def test_seeds_that_order_follows_are_one_source(tmp_path):
 @pytest.mark.parametrize(
     "rows, reason",
     [
-        ([row for row in replicated(0.004, 0.002) if row["seed"] == row["order_seed"] == 0], "differ by their seed"),
+        (
+            [row for row in replicated(0.004, 0.002) if row["seed"] == row["order_seed"] == 0],
+            "differ by their seed",
+        ),
         ([row for row in replicated(0.004, 0.002) if row["order_seed"] == 0], "one kind of seed alone"),
         (replicated(0.0, 0.0), "copies of one run"),
     ],
@@ -156,10 +178,15 @@ def test_gpt4_recovers_the_law_and_the_final_loss_in_bits_a_byte(tmp_path):
     found = gpt4.study(with_measured(evidence(tmp_path, frontier(BUDGETS, C)), truth))
     for share in ("1/1,000", "1/10,000"):
         predicted = number(found, f"loss predicted from {share}")
-        assert predicted.estimate.value == pytest.approx(truth / math.log(2) / 4, rel=1e-3) and predicted.unit == "bits a byte"
+        assert (
+            predicted.estimate.value == pytest.approx(truth / math.log(2) / 4, rel=1e-3)
+            and predicted.unit == "bits a byte"
+        )
         assert abs(number(found, f"error of that prediction, from {share}").estimate.value) < 0.1
         assert number(found, f"b, from {share}").estimate.value == pytest.approx(-0.12, rel=0.02)
-        assert number(found, f"c, from {share}").estimate.value == pytest.approx(0.7 / math.log(2) / 4, rel=0.02)
+        assert number(found, f"c, from {share}").estimate.value == pytest.approx(
+            0.7 / math.log(2) / 4, rel=0.02
+        )
 
 
 def test_gpt4_never_looks_at_a_loss_that_was_not_predicted_nor_at_dearer_runs(tmp_path):
@@ -173,7 +200,11 @@ def test_gpt4_never_looks_at_a_loss_that_was_not_predicted_nor_at_dearer_runs(tm
 
 def test_gpt4_takes_the_best_size_of_a_budget_with_all_its_seeds(tmp_path):
     rows = frontier(BUDGETS, 1e13, sd=0.003)
-    worse = [{**row, "params": 3 * row["params"], "loss": float(row["loss"]) * 1.2} for row in rows if row["role"] == "fit"]
+    worse = [
+        {**row, "params": 3 * row["params"], "loss": float(row["loss"]) * 1.2}
+        for row in rows
+        if row["role"] == "fit"
+    ]
     runs = evidence(tmp_path, [*rows, *worse]).table.runs
     kept = gpt4.along_frontier(runs)
     assert len(kept) == 27 and set(kept.run_id) == {f"row {i}" for i in range(1, 28)}
@@ -211,7 +242,10 @@ def rungs(sizes, D=1e6, star=(3e5, 5e6)):
         return 1.0 + 30 * (6 * N * D) ** -0.15
 
     rows = [{**RUN, "params": N, "tokens": D, "loss": repr(loss(N, D)), "seed": 0} for N in sizes]
-    return [*rows, {**RUN, "role": "holdout", "params": star[0], "tokens": star[1], "loss": repr(loss(*star))}]
+    return [
+        *rows,
+        {**RUN, "role": "holdout", "params": star[0], "tokens": star[1], "loss": repr(loss(*star))},
+    ]
 
 
 def test_a_ladder_recovers_its_law_and_its_star(tmp_path):
@@ -258,11 +292,16 @@ def test_shapes_that_cost_nothing_are_said_to_cost_nothing(tmp_path):
     assert number(found, "loss for 1% more N").estimate.value == pytest.approx(-0.08)
     assert number(found, "depths off the base's curve, N non-embedding").estimate.value < 0.01
     assert number(found, "depths off the base's curve, N total").estimate.value > 0.1
-    assert "non-embedding counts bring them closer" in found.found and "size decides, shape hardly" in found.means
+    assert (
+        "non-embedding counts bring them closer" in found.found
+        and "size decides, shape hardly" in found.means
+    )
 
 
 def test_the_loss_that_a_shape_costs_is_recovered_within_its_interval(tmp_path):
-    deep = shape.study(evidence(tmp_path, shapes(lambda row: 0.05 if row["n_layer"] == 16 else 0.0, sd=0.002)))
+    deep = shape.study(
+        evidence(tmp_path, shapes(lambda row: 0.05 if row["n_layer"] == 16 else 0.0, sd=0.002))
+    )
     worst = number(deep, "depth")
     assert worst.estimate.lo <= 5.0 <= worst.estimate.hi and worst.estimate.lo > 3
     assert number(deep, "heads").estimate.hi < 2
@@ -278,7 +317,10 @@ def test_small_differences_in_size_are_compensated_by_the_curve(tmp_path):
     "rows, reason",
     [
         (shapes(lambda row: 0.0, drop=("n_head",)), "do not tell n_layer"),
-        ([row for row in shapes(lambda row: 0.0) if row["params"] > 3e5 and row["params"] < 5e5], "trained at 1 sizes"),
+        (
+            [row for row in shapes(lambda row: 0.0) if row["params"] > 3e5 and row["params"] < 5e5],
+            "trained at 1 sizes",
+        ),
         (shapes(lambda row: 0.0)[:8], "no run differs from the base shape"),
     ],
 )

@@ -11,7 +11,7 @@ your own and name that (see `load_law`).
 from analysis.laws import load
 from analysis.laws.coupled import COUPLED, SHRUNK
 from analysis.laws.farseer import FARSEER
-from analysis.laws.kaplan import KAPLAN, KAPLAN_PARAMS, KAPLAN_TOKENS
+from analysis.laws.kaplan import KAPLAN, KAPLAN_PARAMS, KAPLAN_STEPS, KAPLAN_TOKENS
 from analysis.laws.law import EXPONENT_RANGE, SMALLEST_TERM, Law, Prior, as_slope, nonnegative_least_squares
 from analysis.laws.load import check_law
 from analysis.laws.power import BROKEN, COMPUTE, POWER
@@ -54,6 +54,7 @@ __all__ = [
     "FARSEER",
     "KAPLAN",
     "KAPLAN_PARAMS",
+    "KAPLAN_STEPS",
     "KAPLAN_TOKENS",
     "LAWS",
     "POWER",

@@ -17,6 +17,7 @@ from analysis.laws.law import (
     separate,
 )
 from analysis.laws.power import bounds_power, evaluate_power, start_power
+from analysis.laws.separable import evaluate_separable
 
 # --- [(Nc/N)^(aN/aD) + Dc/D]^aD, theta = (a, b, aN, aD): a = aN·log Nc and b = aD·log Dc about the
 # centre. It is the coupled law at E = 0 and k = its exponent of D.
@@ -73,6 +74,41 @@ KAPLAN = Law(
 )
 """N times k: N_c times k. D times k: D_c times k. L times k: N_c and D_c times k^(1/alpha_N) and
 k^(1/alpha_D). There is no irreducible loss: far enough out, the law says 0."""
+
+
+# --- (Nc/N)^aN + (Sc/S)^aS, theta = (log of each term at the centre, aN, aS): the separable law at E = 0 -
+
+
+def _evaluate_steps(theta: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    value, slope = evaluate_separable(np.column_stack([np.zeros(len(theta)), theta]), X)
+    return value, slope[..., 1:]
+
+
+def _start_steps(X: np.ndarray, loss: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    grid = np.geomspace(0.02, 2.0, 24)
+    size, steps = (side.ravel() for side in np.meshgrid(grid, grid, indexing="ij"))
+    powers = np.exp(np.stack([-size[:, None] * X[:, 0], -steps[:, None] * X[:, 1]], axis=-1))
+    linear, error = nonnegative_least_squares(powers, loss, weights)
+    best = separate(np.argsort(error, kind="stable"), np.log(np.stack([size, steps], axis=1)), count=12)
+    terms = np.log(np.maximum(linear[best], SMALLEST_TERM * np.median(loss)))
+    return np.column_stack([terms, size[best], steps[best]])
+
+
+KAPLAN_STEPS = Law(
+    name="kaplan_steps",
+    equation="L(N, S_min) = (N_c/N)^alpha_N + (S_c/S_min)^alpha_S",
+    source="Kaplan et al. 2020 (arXiv 2001.08361), equation 1.6",
+    variables=("params", "tokens"),
+    unknowns=("N_c", "S_c", "alpha_N", "alpha_S"),
+    evaluate=_evaluate_steps,
+    start=_start_steps,
+    natural=_natural_kaplan,
+    bounds=_bounds_kaplan,
+    loss=lambda v, N, S: np.exp(v["alpha_N"] * (np.log(v["N_c"]) - np.log(N)))
+    + np.exp(v["alpha_S"] * (np.log(v["S_c"]) - np.log(S))),
+)
+"""Of runs whose `tokens` hold S_min, the steps at a batch far above the critical one; in no list of laws that are
+fitted to tokens."""
 
 
 # --- (Xc/X)^alpha, theta = (log L at the centre, alpha) -------------------------------------------

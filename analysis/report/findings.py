@@ -42,7 +42,9 @@ def numbers(finding: Finding) -> tables.Table | None:
 
 def _row(number: Number) -> tuple[str, ...]:
     found = number.estimate
-    value, interval = (words.number(found.value), words.interval(found.lo, found.hi)) if found else (words.NONE,) * 2
+    value, interval = (
+        (words.number(found.value), words.interval(found.lo, found.hi)) if found else (words.NONE,) * 2
+    )
     return (number.what, value, interval, number.unit, number.published, number.note)
 
 
@@ -60,7 +62,11 @@ def _drawing(name: str, chart: Chart) -> Drawing:
         _panel(axes, panel, colours)
     for empty in cells[len(chart.panels) :]:
         empty.set_visible(False)
-    handles = {label: handle for axes in cells for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle
+        for axes in cells
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     if handles:
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=min(3, len(handles)))
     caption = chart.caption.rstrip(".") + "."
@@ -87,13 +93,21 @@ def _series(axes: Axes, series: Series, colour: str) -> None:
     if series.kind == "band":
         axes.fill_between(x, series.lo, series.hi, color=colour, alpha=0.15, lw=0)
         return
-    if series.kind != "dots":
+    if series.kind in ("line", "dashed"):
         axes.plot(x, y, color=colour, ls="--" if series.kind == "dashed" else "-", label=label)
         return
     if series.lo is not None and series.hi is not None:
         known = np.isfinite(series.lo) & np.isfinite(series.hi)
-        axes.vlines(x[known], np.asarray(series.lo)[known], np.asarray(series.hi)[known], color=colour, lw=0.9, alpha=0.6)
-    dots(axes, x, y, color=colour, ms=4.5, mec=PAPER, mew=0.5, label=label)
+        axes.vlines(
+            x[known],
+            np.asarray(series.lo)[known],
+            np.asarray(series.hi)[known],
+            color=colour,
+            lw=0.9,
+            alpha=0.6,
+        )
+    style = {"marker": "*", "ms": 12, "zorder": 4} if series.kind == "star" else {"ms": 4.5}
+    dots(axes, x, y, color=colour, mec=PAPER, mew=0.5, label=label, **style)
 
 
 def _log_loss(axes: Axes, label: str) -> None:
@@ -113,9 +127,9 @@ def _round_ticks(axis: Axis) -> None:
 
 
 def _tick(value: float) -> str:
-    if 1e3 <= value < 1e12:
+    if 1e3 <= value < 1e10:
         return words.tick_count(value)
-    return words.power_of_ten(value) if value >= 1e12 or 0 < value < 1e-3 else f"{value:g}"
+    return words.power_of_ten(value) if value >= 1e10 or 0 < value < 1e-3 else f"{value:g}"
 
 
 def sentences(findings: Sequence[Finding]) -> str:

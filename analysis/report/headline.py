@@ -22,7 +22,7 @@ BADGES = {
 REASONS_TOLD = 3
 """Reasons in the verdict's sentence, worst first; all of them stand in their own section."""
 
-FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished", "trunk segments")
+FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished", "trunk segments", "in an arm")
 
 
 def lede(analysis: Analysis) -> tuple[str, str, str]:
@@ -89,6 +89,8 @@ def _fate(row: RunRow, fitted: set[str]) -> str:
         return "held out"
     if row.role == "trunk":
         return "trunk segments"
+    if row.role == "arm" and row.status == "finished":
+        return "in an arm"
     return "excluded" if row.status == "finished" else "not finished"
 
 

@@ -41,6 +41,11 @@ class Course:
     noise_scale: np.ndarray
     spec: Mapping = field(default_factory=dict)
 
+    @property
+    def made(self) -> Mapping:
+        """The run's RunSpec (sweep/plan/spec.py) as JSON; empty where it is not known."""
+        return self.spec.get("spec", {})
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:

@@ -38,7 +38,9 @@ def study(evidence: Evidence) -> Finding:
             cheap = along_frontier(runs.take(runs.flops <= share * target.flops * (1 + SAME_BUDGET)))
             laws[share] = fit_compute(cheap)
         except ValueError as error:
-            numbers.append(Number(f"loss predicted from {name} of the compute", None, bits.unit, PUBLISHED, str(error)))
+            numbers.append(
+                Number(f"loss predicted from {name} of the compute", None, bits.unit, PUBLISHED, str(error))
+            )
             continue
         numbers += _numbers(laws[share], name, target, bits)
         if laws[share].fit.at_bound:
@@ -47,8 +49,15 @@ def study(evidence: Evidence) -> Finding:
         raise ValueError(f"{numbers[0].note} The run to predict has {target.flops:.2g} FLOPs; runs up to "
                          f"{SHARES[0] * target.flops:.2g} are wanted.")  # fmt: skip
     if target.loss:
-        numbers.append(Number("loss measured", Estimate(target.loss * bits.factor, *(math.nan,) * 3), bits.unit))
-    notes.append(SMALL)
+        numbers.append(
+            Number("loss measured", Estimate(target.loss * bits.factor, *(math.nan,) * 3), bits.unit)
+        )
+    smallest = float(runs.params.min())
+    if smallest < SMALL:
+        notes.append(
+            f"The cheapest runs here have {smallest:,.0f} parameters. A miss may say that they are too small for the "
+            "law that dearer ones follow, not that the method fails."
+        )
     return Finding(
         study="gpt4",
         title=TITLE,
@@ -61,11 +70,8 @@ def study(evidence: Evidence) -> Finding:
     )
 
 
-SMALL = (
-    "The cheapest runs here have a few thousand parameters and their losses fall faster than a dearer run's would; "
-    "GPT-4's were within a scale of one architecture. A miss here says that those runs are too small, not that the "
-    "method fails."
-)
+SMALL = 1e6
+"""Parameters below which a run is called small for a law of dearer ones. Assumption."""
 
 
 class _Bits:
@@ -100,14 +106,18 @@ def along_frontier(runs: Runs) -> Runs:
 
 def _numbers(law: ComputeLaw, name: str, target: RunRow, bits: _Bits) -> list[Number]:
     predicted = _scaled(law.interval(target.flops), bits.factor)
+    reducible = _scaled(law.reducible(target.flops), bits.factor)
     numbers = [
         Number(f"loss predicted from {name} of the compute", predicted, bits.unit, PUBLISHED),
-        Number(f"a of L = a·C^b + c, C of the run = 1, from {name}", _scaled(law.reducible(target.flops), bits.factor), bits.unit),
+        Number(f"a of L = a·C^b + c, C of the run = 1, from {name}", reducible, bits.unit),
         Number(f"b, from {name}", law.parameter("b")),
         Number(f"c, from {name}", _scaled(law.parameter("E"), bits.factor), bits.unit),
     ]  # fmt: skip
     if target.loss:
-        error = [100 * (end / (target.loss * bits.factor) - 1) for end in (predicted.value, predicted.lo, predicted.hi)]
+        error = [
+            100 * (end / (target.loss * bits.factor) - 1)
+            for end in (predicted.value, predicted.lo, predicted.hi)
+        ]
         numbers.insert(1, Number(f"error of that prediction, from {name}", Estimate(*error, math.nan), "%"))
     return numbers
 
@@ -126,7 +136,8 @@ def _said(law: ComputeLaw, share: float, target: RunRow, bits: _Bits) -> str:
         return f"{text}; the run has not been measured."
     loss = target.loss * bits.factor
     side = "inside" if predicted.lo <= loss <= predicted.hi else "outside"
-    return f"{text}; measured were {loss:.3f}, {side} the interval: an error of {100 * (predicted.value / loss - 1):+.1f}%."
+    error = 100 * (predicted.value / loss - 1)
+    return f"{text}; measured were {loss:.3f}, {side} the interval: an error of {error:+.1f}%."
 
 
 def _means(laws: dict[float, ComputeLaw], target: RunRow) -> str:
@@ -138,7 +149,9 @@ def _means(laws: dict[float, ComputeLaw], target: RunRow) -> str:
             f"Here a {1 / min(right):,.0f}th of the compute was enough to know the final loss to within the interval "
             "given; bet on the interval, not on the line."
         )
-    return "Here such cheap runs do not foretell the final loss: spend more on the largest of them before a bet."
+    return (
+        "Here such cheap runs do not foretell the final loss: spend more on the largest of them before a bet."
+    )
 
 
 def _inside(law: ComputeLaw, target: RunRow) -> bool:
@@ -154,8 +167,22 @@ def _chart(laws: dict[float, ComputeLaw], runs: Runs, target: RunRow, bits: _Bit
         label = f"from at most 1/{1 / share:,.0f} of the compute"
         series.append(Series(label, axis, law.loss(axis * target.flops) * bits.factor, kind))
         at = np.array([1.0 if kind == "line" else 1.15])
-        series.append(Series(label, at, np.array([predicted.value]), "dots", np.array([predicted.lo]), np.array([predicted.hi])))
+        series.append(
+            Series(
+                label,
+                at,
+                np.array([predicted.value]),
+                "dots",
+                np.array([predicted.lo]),
+                np.array([predicted.hi]),
+            )
+        )
     if target.loss:
-        series.append(Series("measured", np.array([1.0]), np.array([target.loss * bits.factor])))
-    panel = Panel("Loss against normalised compute", "C / C of the run predicted", bits.unit, tuple(series), log_y=True)
-    return Chart("Lines saw only the runs left of their share; at 1 stand their predictions with 90% intervals", (panel,))
+        series.append(Series("measured", np.array([1.0]), np.array([target.loss * bits.factor]), "star"))
+    panel = Panel(
+        "Loss against normalised compute", "C / C of the run predicted", bits.unit, tuple(series), log_y=True
+    )
+    return Chart(
+        "Lines saw only the runs left of their share; at 1 stand their predictions with 90% intervals",
+        (panel,),
+    )

@@ -40,11 +40,14 @@ def study(evidence: Evidence) -> Finding:
     beyond = [row for row in stars if not 1 / ALIKE < row.tokens / tokens < ALIKE]
     if beyond:
         notes.append(
-            f"The ladder holds D at {tokens:.3g} and the star has {beyond[0].tokens / tokens:.3g} times that: a law of C "
-            "alone, through runs whose N alone grows, takes more data for more size. Where the rungs were short of "
-            "data it therefore predicts too high a loss, and the laws of N and D above are the better guess."
+            f"The ladder holds D at {tokens:.3g} and the star has {beyond[0].tokens / tokens:.3g} times that. A law of "
+            "C alone, through runs of which only N grows, takes more data for more size: where the rungs were short of "
+            "data it predicts too high a loss, where they were short of size too low a one. A grid that varies both "
+            "(+grid=isoflop) tells the two apart."
         )
-    notes.append("Baichuan 2 and MindLLM draw their fits and stars; they print no coefficients to compare with.")
+    notes.append(
+        "Baichuan 2 and MindLLM draw their fits and stars; they print no coefficients to compare with."
+    )
     return Finding(
         study="ladder",
         title=TITLE,
@@ -88,8 +91,13 @@ def _found(law: ComputeLaw, runs: Runs, stars: list[RunRow]) -> str:
         f"(90% {b.lo:.3f} to {b.hi:.3f}) and E = {E.value:.2f}"
     )
     for row in stars[-1:]:
-        text += f"; the star of {row.flops / runs.flops.max():.3g} times the dearest rung's compute is predicted at {float(law.loss(row.flops)):.3f}"
-        text += f" and measured {row.loss:.3f} ({100 * (float(law.loss(row.flops)) / row.loss - 1):+.1f}%)" if row.loss else ""
+        predicted, reach = float(law.loss(row.flops)), row.flops / runs.flops.max()
+        text += f"; the star of {reach:.3g} times the dearest rung's compute is predicted at {predicted:.3f}"
+        text += (
+            f" and measured {row.loss:.3f} ({100 * (predicted / row.loss - 1):+.1f}%)"
+            if row.loss
+            else ""
+        )
     return f"{text}."
 
 
@@ -104,7 +112,10 @@ def _means(law: ComputeLaw, measured: list[RunRow]) -> str:
 
 def _chart(law: ComputeLaw, runs: Runs, stars: list[RunRow]) -> Chart:
     axis = np.geomspace(runs.flops.min(), max([float(runs.flops.max()), *(row.flops for row in stars)]), 80)
-    series = [Series("rungs", runs.flops, runs.loss), Series("L(C) = a·C^b + E", axis, law.loss(axis), "line")]
+    series = [
+        Series("rungs", runs.flops, runs.loss),
+        Series("L(C) = a·C^b + E", axis, law.loss(axis), "line"),
+    ]
     if stars:
         predicted = [law.interval(row.flops) for row in stars]
         x = np.array([row.flops for row in stars])
@@ -112,6 +123,10 @@ def _chart(law: ComputeLaw, runs: Runs, stars: list[RunRow]) -> Chart:
         series.append(Series("star, predicted", x, y, lo=lo, hi=hi))
     if measured := [row for row in stars if row.loss]:
         x, y = (np.array([getattr(row, name) for row in measured]) for name in ("flops", "loss"))
-        series.append(Series("star, measured", x, y))
-    panel = Panel("Loss against compute", "training compute C, FLOPs", "loss, nats a token", tuple(series), log_y=True)
-    return Chart("The law saw the rungs alone; the star's interval and its measurement stand at the right", (panel,))
+        series.append(Series("star, measured", x, y, "star"))
+    panel = Panel(
+        "Loss against compute", "training compute C, FLOPs", "loss, nats a token", tuple(series), log_y=True
+    )
+    return Chart(
+        "The law saw the rungs alone; the star's interval and its measurement stand at the right", (panel,)
+    )

@@ -52,9 +52,11 @@ def study(evidence: Evidence) -> Finding:
             "known. Vary seed and order_seed."
         )
     if math.sqrt(total.variance) < EXACT:
-        raise ValueError("replicates agree to the last digit: they are copies of one run, not runs of other seeds")
+        raise ValueError(
+            "replicates agree to the last digit: they are copies of one run, not runs of other seeds"
+        )
     numbers = [
-        Number(f"one run's loss by {what}, one standard deviation", source.sd_pct, "%", note=f"{source.freedom:g} {DF}")
+        Number(f"one run's loss by {what}, one sd", source.sd_pct, "%", note=f"{source.freedom:g} {DF}")
         for what, source in (
             ("initialisation alone", seed), ("data order alone", order), ("both at once", whole)
         )
@@ -68,13 +70,19 @@ def study(evidence: Evidence) -> Finding:
     numbers += _evaluation(groups)
     sd = total.sd_pct
     moves = [number.what for number in trend if abs(number.estimate.value) > SURE * number.estimate.se]
-    depends = f"it changes with {' and with '.join(moves)}" if moves else "no dependence on N or D is seen" if trend else ""
+    depends = (
+        f"it changes with {' and with '.join(moves)}"
+        if moves
+        else "no dependence on N or D is seen"
+        if trend
+        else ""
+    )
     least = 2 * Z * sd.value / math.sqrt(2)
     return Finding(
         study="noise",
         title=TITLE,
-        source="replicates of one recipe; chi-square intervals",
-        found=f"Chance moves one run's loss by {sd.value:.2g}% (one standard deviation, 90% {sd.lo:.2g} to {sd.hi:.2g}%)"
+        source="",
+        found=f"Chance moves one run's loss by {sd.value:.2g}% (one sd, 90% {sd.lo:.2g} to {sd.hi:.2g}%)"
         + (f"; {depends}." if depends else "."),
         means=f"Two single runs whose losses differ by less than about {least:.2g}% are not told apart; "
         "k seeds of each bring that down by the square root of k.",
@@ -86,10 +94,10 @@ def study(evidence: Evidence) -> Finding:
 
 DF = "degrees of freedom"
 USED = (
-    "Intervals of predictions in this report have such a noise in them, one for all runs of a table, learnt from "
-    "the replicates where there are some and else from what the law leaves; a noise sweep of other runs is not looked at."
+    "A prediction's interval has one such noise for all runs of a table in it, learnt from the table's own "
+    "replicates where there are some and else from what the law leaves; other sweeps' runs are not looked at."
 )
-ADDED = "The sum takes it that initialisation and data order act independently; runs that change both would test that."
+ADDED = "The sum takes initialisation and data order to act independently; runs that change both would test that."
 
 
 def _sets(
@@ -138,14 +146,18 @@ def _trend(groups: Sequence[Sequence[RunRow]]) -> tuple[list[Number], list[str]]
     columns = {name: np.log(values) for name, values in columns.items() if len(set(values)) > 1}
     design = np.column_stack([np.ones(len(found)), *columns.values()])
     if not columns or np.linalg.matrix_rank(design) < design.shape[1]:
-        return [], ["Whether the noise depends on N or D cannot be told: the replicates are of one size and token count."]
+        return [], [
+            "Whether the noise depends on N or D cannot be told: the replicates are of one size and token count."
+        ]
     covariance = np.linalg.inv(design.T @ (weights[:, None] * design))
     slope = covariance @ (design.T @ (weights * logs))
     numbers = []
     for i, name in enumerate(columns, 1):
         value, error = slope[i] / 2, math.sqrt(covariance[i, i]) / 2
         estimate = Estimate(value, value - Z * error, value + Z * error, error)
-        numbers.append(Number(f"{name} (exponent of the standard deviation)", estimate, note=f"over {len(found)} cells"))
+        numbers.append(
+            Number(f"{name} (exponent of the standard deviation)", estimate, note=f"over {len(found)} cells")
+        )
     notes = []
     if _bartlett([spread for _, spread in found]) < UNEQUAL:
         notes.append(
@@ -171,7 +183,11 @@ def _evaluation(groups: Sequence[Sequence[RunRow]]) -> list[Number]:
         return []
     value = float(np.median(shares))
     note = "all runs are measured on the same tokens, so that it moves them together and is not in the above"
-    return [Number("sampling of the held-out tokens", Estimate(value, math.nan, math.nan, math.nan), "%", note=note)]
+    return [
+        Number(
+            "sampling of the held-out tokens", Estimate(value, math.nan, math.nan, math.nan), "%", note=note
+        )
+    ]
 
 
 def _chart(groups: Sequence[Sequence[RunRow]]) -> Chart:
@@ -189,7 +205,9 @@ def _chart(groups: Sequence[Sequence[RunRow]]) -> Chart:
             spreads = [(of(cell[0]), pooled(sets(cell))) for cell in groups]
             known = [(x, spread.sd_pct) for x, spread in spreads if spread.freedom and spread.squares > 0]
             if known:
-                x = np.array([x for x, _ in known]) * 1.05 ** (shift - 1)  # side by side, not over one another
+                x = np.array([x for x, _ in known]) * 1.05 ** (
+                    shift - 1
+                )  # side by side, not over one another
                 y, lo, hi = (np.array([getattr(sd, end) for _, sd in known]) for end in ("value", "lo", "hi"))
                 series.append(Series(name, x, y, lo=lo, hi=hi))
         panels.append(Panel(title, label, "sd of one run's loss, %", tuple(series), log_y=True))

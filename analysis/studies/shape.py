@@ -25,8 +25,11 @@ FIXED = 1.25
 """Ratio of N up to which a shape is compared with the base by way of L(N). Assumption: beyond it the slope, not
 the shape, would be what is seen."""
 
+CLEARLY = 1.25
+"""Ratio of deviations from which one count is called better. Assumption."""
+
 PUBLISHED = {
-    "depth": "a few per cent; width/depth may vary 40-fold, (6, 4288) within 3% of (48, 1600): Kaplan et al. 2020, figure 5",
+    "depth": "a few per cent; width/depth may vary 40-fold: Kaplan et al. 2020, figure 5",
     "feed-forward": "a few per cent over a wide range of ratios, figure 5",
     "heads": "a few per cent over a wide range of head sizes, figure 5",
 }
@@ -45,9 +48,18 @@ class Axis:
 
 AXES = (
     Axis("depth", "width / depth", lambda row: row.d_model / row.n_layer, lambda row: row.n_layer),
-    Axis("feed-forward", "d_ff / d_model", lambda row: row.d_ff / row.d_model, lambda row: round(2 * math.log2(row.d_ff / row.d_model))),
+    Axis(
+        "feed-forward",
+        "d_ff / d_model",
+        lambda row: row.d_ff / row.d_model,
+        lambda row: round(2 * math.log2(row.d_ff / row.d_model)),
+    ),
     Axis("heads", "width of a head", lambda row: row.d_model / row.n_head, lambda row: row.n_head),
 )
+
+
+Points = list[tuple[float, Estimate]]
+"""(ratio, loss increase in %) of the shapes that differ from the base's in one axis, by increasing ratio."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +87,7 @@ def study(evidence: Evidence) -> Finding:
     untold = [row.run_id for row in rows if None in (row.n_layer, row.d_model, row.n_head, row.d_ff)]
     if untold or not rows:
         raise ValueError(
-            f"{len(untold)} of {len(rows)} runs do not tell n_layer, d_model, n_head and d_ff, which say what their shape is"
+            f"{len(untold)} of {len(rows)} runs do not tell n_layer, d_model, n_head and d_ff, which are their shape"
         )
     tokens = Counter(float(f"{row.tokens:.2g}") for row in rows).most_common(1)[0][0]
     every = cells([row for row in rows if 0.9 < row.tokens / tokens < 1.1])
@@ -90,29 +102,39 @@ def study(evidence: Evidence) -> Finding:
     line = _baseline(base, lambda row: row.params)
     noise = _noise(every, base, line)
     N = _fixed_size(every, common)
-    found: dict[str, list[tuple[float, Estimate]]] = {}
+    found: dict[str, Points] = {}
     for axis in AXES:
-        varied = [cell for cell in every if _differs(cell[0], common) == [axis.name] and _near(cell[0].params, N)]
+        varied = [
+            cell for cell in every if _differs(cell[0], common) == [axis.name] and _near(cell[0].params, N)
+        ]
         if varied:
-            nearest = [cell for cell in base if _near(cell[0].params, N)]
-            points = [(axis.ratio(cell[0]), _increase(cell, line, noise)) for cell in (*varied, *nearest)]
+            points = [(axis.ratio(cell[0]), _increase(cell, line, noise)) for cell in varied]
             found[axis.name] = sorted(points, key=lambda point: point[0])
     if not found:
         raise ValueError(
-            f"no run differs from the base shape in its depth, feed-forward ratio or heads alone, at N within {FIXED:g}x "
-            "of one size. Train +grid=shape."
+            f"no run differs from the base shape in its depth, feed-forward ratio or heads alone, at N within "
+            f"{FIXED:g}x of one size. Train +grid=shape."
         )
     numbers = [number for axis in AXES if axis.name in found for number in _of_axis(axis, found[axis.name])]
-    numbers.append(Number("loss for 1% more N, at the base shape", _plain(-line.alpha), "%", "-0.076, Kaplan et al. 2020, section 1.2"))
+    numbers.append(
+        Number(
+            "loss for 1% more N, at the base shape",
+            _plain(-line.alpha),
+            "%",
+            "-0.076, Kaplan et al. 2020, section 1.2",
+        )
+    )
     counts, counted = _counts(every, base, common, line, N)
     worst = max(found, key=lambda name: max(point.value for _, point in found[name]))
     most = max(point.value for _, point in found[worst])
-    spared = 100 * math.expm1(math.log1p(most / 100) / line.alpha) if line.alpha > 0 and most > 0 else math.nan
+    spared = (
+        100 * math.expm1(math.log1p(most / 100) / line.alpha) if line.alpha > 0 and most > 0 else math.nan
+    )
     return Finding(
         study="shape",
         title=TITLE,
         source="Kaplan et al. 2020 (arXiv 2001.08361), section 3.1, figures 5 and 6",
-        found=f"At N about {N:.2g} the worst shape tried ({worst}) loses {most:.1f}% against the base shape of the same N"
+        found=f"At N about {N:.2g} the worst shape tried ({worst}) loses {most:.1f}% against the base shape's L(N)"
         + (f", what {spared:.0f}% more parameters would make up for. " if math.isfinite(spared) else ". ")
         + counted,
         means=f"Within the ratios tried {_verdict(most)}.",
@@ -172,7 +194,7 @@ def _increase(cell: Sequence[RunRow], line: Baseline, noise: Pooled) -> Estimate
     return Estimate(*(100 * math.expm1(end) for end in (value, value - half, value + half)), 100 * error)
 
 
-def _of_axis(axis: Axis, points: Sequence[tuple[float, Estimate]]) -> list[Number]:
+def _of_axis(axis: Axis, points: Points) -> list[Number]:
     ratio, worst = max(points, key=lambda point: point[1].value)
     span = f"{points[0][0]:.3g} to {points[-1][0]:.3g}"
     what = f"{axis.name}: largest loss increase over {axis.label} {span}"
@@ -184,7 +206,11 @@ def _plain(value: float) -> Estimate:
 
 
 def _counts(
-    every: Sequence[Sequence[RunRow]], base: Sequence[Sequence[RunRow]], common: dict[str, object], line: Baseline, N: float
+    every: Sequence[Sequence[RunRow]],
+    base: Sequence[Sequence[RunRow]],
+    common: dict[str, object],
+    line: Baseline,
+    N: float,
 ) -> tuple[list[Number], str]:
     """How far the depths lie from the base's curve when N counts embeddings and when it does not."""
     depths = [cell for cell in every if _differs(cell[0], common) == ["depth"] and _near(cell[0].params, N)]
@@ -196,16 +222,24 @@ def _counts(
         "total": [_mean(cell) - total.log_loss(cell[0].params_total) for cell in depths],
     }
     rms = {name: 100 * float(np.sqrt(np.mean(np.square(values)))) for name, values in off.items()}
-    numbers = [Number(f"depths off the base's curve, N {name}, rms", _plain(value), "%", COUNTS) for name, value in rms.items()]
-    better = min(rms, key=rms.get)
+    numbers = [
+        Number(f"depths off the base's curve, N {name}, rms", _plain(value), "%", COUNTS)
+        for name, value in rms.items()
+    ]
+    better, worse = sorted(rms, key=rms.get)
+    told = (
+        f"so {better} counts bring them closer"
+        if rms[worse] > CLEARLY * rms[better]
+        else "so neither count is clearly better"
+    )
     return numbers, (
         f"Depths lie {rms['non-embedding']:.1f}% (rms) off the base's curve where N leaves embeddings out and "
-        f"{rms['total']:.1f}% where it counts them, so {better} counts bring them closer."
+        f"{rms['total']:.1f}% where it counts them, {told}."
     )
 
 
 def _chart(
-    found: dict[str, list[tuple[float, Estimate]]],
+    found: dict[str, Points],
     every: Sequence[Sequence[RunRow]],
     base: Sequence[Sequence[RunRow]],
     common: dict[str, object],
@@ -216,17 +250,29 @@ def _chart(
     for axis in AXES:
         if axis.name in found:
             x = np.array([ratio for ratio, _ in found[axis.name]])
-            y, lo, hi = (np.array([getattr(e, end) for _, e in found[axis.name]]) for end in ("value", "lo", "hi"))
-            panels.append(Panel(axis.name, axis.label, "loss over L(N), %", (Series("shapes", x, y, lo=lo, hi=hi),)))
+            y, lo, hi = (
+                np.array([getattr(e, end) for _, e in found[axis.name]]) for end in ("value", "lo", "hi")
+            )
+            own = np.array([axis.ratio(cell[0]) for cell in base if _near(cell[0].params, N)])
+            zero = np.array([min(x.min(), own.min(initial=x.min())), max(x.max(), own.max(initial=x.max()))])
+            shapes = Series("other shapes", x, y, lo=lo, hi=hi)
+            series = (Series("L(N) of the base shape", zero, np.zeros(2), "line"), shapes)
+            series += (Series("base shape", own, np.zeros(len(own)), "star"),)
+            panels.append(Panel(axis.name, axis.label, "loss over L(N), %", series))
     sizes = np.array(sorted(cell[0].params for cell in base))
     depths = [cell for cell in every if _differs(cell[0], common) == ["depth"] and _near(cell[0].params, N)]
-    series = [Series("L(N) of the base shape", sizes, np.exp([line.log_loss(size) for size in sizes]), "line")]
+    series = [
+        Series("L(N) of the base shape", sizes, np.exp([line.log_loss(size) for size in sizes]), "line")
+    ]
     for name, count in (("non-embedding", lambda row: row.params), ("total", lambda row: row.params_total)):
         of = [(count(cell[0]), math.exp(_mean(cell))) for cell in (*base, *depths) if count(cell[0])]
         if of:
             series.append(Series(f"N {name}", *np.array(sorted(of)).T))
     panels.append(Panel("Which N", "N, parameters", "loss, nats a token", tuple(series), log_y=True))
-    return Chart("Each dot is a shape of about the same N; zero is the base shape's own curve L(N)", tuple(panels[:4]))
+    return Chart(
+        "Each dot is a shape of about the same N, with its 90% interval; zero is the base shape's own curve L(N)",
+        tuple(panels[:4]),
+    )
 
 
 def _notes(noise: Pooled) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sweep.data.shards import BYTES_DTYPE, HELDOUT, HELDOUT_BYTES, TRAIN, read_header, read_tokens
+from sweep.plan.batch import BatchSpec
 
 
 class TokenBatches:
@@ -15,25 +16,25 @@ class TokenBatches:
 
     The corpus is cut into blocks of `seq_len` tokens, each read with the token after it as its last
     label. An epoch takes every block once, in its own order. The stream of sequences does not
-    depend on `batch_sequences`: a run with another batch size or length sees the same stream.
+    depend on `batch`: a run with another batch size or length sees the same stream.
 
     Args:
         folder: a prepared corpus (tokens.prepare).
         seq_len: T, tokens predicted in one sequence.
-        batch_sequences: sequences in one batch.
+        batch: how many sequences each update takes.
         seed: 0 to 2**64 - 1.
     Raises:
         ValueError: a size below 1, a seed out of range, or a corpus shorter than one block.
     """
 
-    def __init__(self, folder: Path, seq_len: int, batch_sequences: int, seed: int) -> None:
-        if seq_len < 1 or batch_sequences < 1:
-            raise ValueError(f"seq_len={seq_len} and batch_sequences={batch_sequences} must be at least 1")
+    def __init__(self, folder: Path, seq_len: int, batch: BatchSpec, seed: int) -> None:
+        if seq_len < 1:
+            raise ValueError(f"seq_len={seq_len} must be at least 1")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed={seed} must lie between 0 and 2**64 - 1")
         header = read_header(folder)
         self.seq_len = seq_len
-        self.batch_sequences = batch_sequences
+        self._batch = batch
         self.seed = seed
         self.blocks = (header.train_tokens - 1) // seq_len
         if self.blocks < 1:
@@ -45,12 +46,12 @@ class TokenBatches:
         self._within = np.arange(seq_len + 1)
 
     def batch(self, step: int) -> np.ndarray:
-        """Batch number `step` (from 0): int64[batch_sequences, seq_len + 1].
+        """Batch number `step` (from 0): int64[batch at that step, seq_len + 1].
 
         Inputs are [:, :-1], labels [:, 1:]. A pure function of (seed, step).
         """
-        first = step * self.batch_sequences
-        starts = self._blocks_at(first, first + self.batch_sequences) * self.seq_len
+        first = self._batch.seen(step)
+        starts = self._blocks_at(first, first + self._batch.at(step)) * self.seq_len
         return self._tokens[starts[:, None] + self._within].astype(np.int64)
 
     def unique_tokens(self, tokens: int) -> int:

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
 from sweep.execute.environment import common_environment
+from sweep.execute.executor import Ended, process_ended
 from sweep.files import RunFolder, read_json, write_json
+from sweep.hardware import oom_kills
 
 LOOK_SECONDS = 0.2  # assumption: how late an end may be noticed; an update takes as long
 
@@ -38,13 +41,13 @@ def start_worker(run: Path, environment: Mapping[str, str]) -> subprocess.Popen[
         )
 
 
-def attend_interruptibly(run: str, environment: Mapping[str, str]) -> int:
-    """Run the worker to its end and return its exit status, as `Ended` has it. KeyboardInterrupt, which is
-    how Ray cancels a task, is passed on as SIGTERM: the worker saves a checkpoint and stops."""
-    process = start_worker(Path(run), environment)
+def attend_interruptibly(run: str, environment: Mapping[str, str]) -> Ended:
+    """Run the worker to its end and return how it ended. KeyboardInterrupt, which is how Ray cancels a task, is
+    passed on as SIGTERM: the worker saves a checkpoint and stops."""
+    kills, process = oom_kills(), start_worker(Path(run), environment)
     while True:
         try:
-            return process.wait(LOOK_SECONDS)
+            return process_ended(process.wait(LOOK_SECONDS), kills)
         except subprocess.TimeoutExpired:
             continue
         except KeyboardInterrupt:
@@ -53,7 +56,7 @@ def attend_interruptibly(run: str, environment: Mapping[str, str]) -> int:
 
 def attend_job(run: str, environment: Mapping[str, str]) -> int:
     """Run the worker to its end within a SLURM job, and leave in the run's folder which job this was and
-    the exit status (`ended.json`). SIGTERM, which SLURM sends before the time limit and before it takes the
+    how it ended (`ended.json`). SIGTERM, which SLURM sends before the time limit and before it takes the
     node away, is passed on: the worker saves a checkpoint and stops."""
     told: list[int] = []
     process: subprocess.Popen[bytes] | None = None
@@ -65,7 +68,7 @@ def attend_job(run: str, environment: Mapping[str, str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
-    process = start_worker(Path(run), environment)
+    kills, process = oom_kills(), start_worker(Path(run), environment)
     if told:
         process.terminate()
     while True:
@@ -74,7 +77,7 @@ def attend_job(run: str, environment: Mapping[str, str]) -> int:
             break
         except subprocess.TimeoutExpired:
             continue
-    write_json(RunFolder(Path(run)).ended, {"job": this_job(), "status": status})
+    write_json(RunFolder(Path(run)).ended, {"job": this_job(), **asdict(process_ended(status, kills))})
     return status
 
 
@@ -85,10 +88,12 @@ def this_job() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
-def read_ended(folder: RunFolder, job: str) -> int | None:
-    """The exit status that this job left for its run; None where it has left none (yet)."""
+def read_ended(folder: RunFolder, job: str) -> Ended | None:
+    """What this job left for its run of how the worker ended; None where it has left nothing (yet)."""
     try:
         said = read_json(folder.ended)
     except (FileNotFoundError, ValueError):
         return None
-    return said["status"] if isinstance(said, dict) and said.get("job") == job else None
+    if not isinstance(said, dict) or said.pop("job", None) != job:
+        return None
+    return Ended(said["status"], out_of_memory=said.get("out_of_memory", False))

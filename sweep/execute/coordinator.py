@@ -17,7 +17,7 @@ from sweep.execute.ledger import FINAL, Ledger, Result, failure
 from sweep.execute.lock import holder, is_held, kill_holder
 from sweep.execute.metrics import last_step
 from sweep.execute.progress import Progress
-from sweep.execute.pulse import Pulse
+from sweep.execute.pulse import Pulse, stamp
 from sweep.files import SweepFolder, write_json
 from sweep.plan.order import Queue, parent_id, ranks
 from sweep.plan.spec import PlannedRun
@@ -28,6 +28,7 @@ POLL_SECONDS = 0.15  # assumption: far below the seconds that the smallest run t
 WRITE_SECONDS_PER_ROW = 0.005  # assumption: a thousand times what a row takes to write
 HELD_SECONDS = 1.0  # assumption: a worker of a killed coordinator goes on for many of these
 LOOKS_FOR_HANGING = 0.05  # assumption: of hang_seconds, between two looks; late by so little is no harm
+MOST_HALVINGS = 4  # as in sweep/train/out_of_memory.py, which is not to be imported here
 LOG_TAIL_BYTES = 2000  # assumption: holds a traceback's last frames
 
 
@@ -71,7 +72,9 @@ def execute(
 
     A finished or diverged run is never run again; one that failed under an earlier command is, since
     its cause may have been mended. A worker that dies without a result is started again from its
-    checkpoint, `retries` times, and then recorded as failed; one that raised has recorded it itself.
+    checkpoint, `retries` times, and then recorded as failed; one that raised has recorded it itself. One that the
+    kernel killed for want of memory goes on with its micro-batch halved, which result.json tells, at most
+    MOST_HALVINGS times beyond the retries.
     Other runs go on all the while. A run starts once its trunk is done; one whose trunk came to nothing
     gets the trunk's status, since it would have come to the same. A run that a worker of a killed coordinator still holds is waited for.
 
@@ -120,6 +123,7 @@ class _Attempt:
     planned: PlannedRun
     job: Job
     from_step: int
+    saved: tuple[int, int] | None  # the stamp of the checkpoint that it goes on from
 
 
 class _Execution:
@@ -146,6 +150,7 @@ class _Execution:
         self.outcomes: dict[str, Outcome] = {}
         self.attempts: Counter[str] = Counter()
         self.deaths: Counter[str] = Counter()
+        self.halvings: Counter[str] = Counter()
         self.stale = True  # runs.csv is
         self.unwritten: OSError | None = None
 
@@ -221,7 +226,7 @@ class _Execution:
         if job is None:
             return False
         self.attempts[planned.run_id] += 1
-        self.active[planned.run_id] = _Attempt(planned, job, last_step(run.metrics))
+        self.active[planned.run_id] = _Attempt(planned, job, last_step(run.metrics), stamp(run.checkpoint))
         self.progress.started(planned)
         self.progress.note(f"{planned.run_id} was started by an earlier command; going on with its job")
         return True
@@ -255,17 +260,35 @@ class _Execution:
                 os.replace(run.result, run.superseded_result)
                 self.ledger.refresh(planned.run_id)
                 self.stale = True
-            execution = self.settings.execution_for(planned)
             write_json(
                 run.spec,
-                {"run_id": planned.run_id, "spec": planned.spec.to_json(), "execution": execution},
+                {"run_id": planned.run_id, "spec": planned.spec.to_json(), "execution": self._execution_for(planned)},
                 durable=False,  # written again by whoever starts the run again
             )
             job = self.executor.submit(run)
         except (SubmitError, OSError) as error:
             return self._died(planned, str(error))
-        self.active[planned.run_id] = _Attempt(planned, job, last_step(run.metrics))
+        self.active[planned.run_id] = _Attempt(planned, job, last_step(run.metrics), stamp(run.checkpoint))
         self.progress.started(planned)
+
+    def _execution_for(self, planned: PlannedRun) -> dict[str, Any]:
+        execution, halvings = self.settings.execution_for(planned), self.halvings[planned.run_id]
+        if halvings:
+            sequences = -(-execution["micro_batch_sequences"] // 2**halvings)
+            execution = {**execution, "micro_batch_sequences": sequences, "oom_halvings": halvings}
+        return execution
+
+    def _halve(self, planned: PlannedRun) -> bool:
+        """Have the run go on with half its micro-batch; False where that is no remedy any more."""
+        if self.halvings[planned.run_id] == MOST_HALVINGS or self._execution_for(planned)["micro_batch_sequences"] == 1:
+            return False
+        self.halvings[planned.run_id] += 1
+        sequences = self._execution_for(planned)["micro_batch_sequences"]
+        self.progress.note(
+            f"{planned.run_id} was killed since memory ran out; it goes on with {sequences} sequences at a time"
+        )
+        self.queue.put_back(planned)
+        return True
 
     def _result_of_trunk(self, planned: PlannedRun) -> Result | None:
         trunk = parent_id(planned)
@@ -307,7 +330,7 @@ class _Execution:
             elif self._advanced(attempt, ended):
                 self.progress.note(f"{run_id} was told to stop by another, at a checkpoint; it goes on")
                 self.queue.put_back(attempt.planned)
-            else:
+            elif not (ended.out_of_memory and self._halve(attempt.planned)):
                 self._died(attempt.planned, str(ended))
 
     def _end_hung(self) -> None:
@@ -329,8 +352,9 @@ class _Execution:
     def _advanced(self, attempt: _Attempt, ended: Ended) -> bool:
         """Whether the worker was stopped, by a queue's preemption say, after it had moved on: that
         is no death, and cannot repeat for ever."""
-        metrics = self.folder.run(attempt.planned.run_id).metrics
-        return ended.status == CHECKPOINTED and last_step(metrics) > attempt.from_step
+        run = self.folder.run(attempt.planned.run_id)
+        saved = stamp(run.checkpoint) not in (None, attempt.saved)  # between two log lines, perhaps
+        return ended.status == CHECKPOINTED and (saved or last_step(run.metrics) > attempt.from_step)
 
     def _died(self, planned: PlannedRun, how: str) -> None:
         self.deaths[planned.run_id] += 1
@@ -352,17 +376,18 @@ class _Execution:
     def _keep_ledger(self) -> None:
         """Keep runs.csv in step, but not at every result: that would take time as the square of the runs."""
         if self.stale and self.settings.clock() >= self.write_due:
-            self._write_ledger()
+            self._write_ledger(durable=False)  # the disk may take longer than all that a decision does
+            gc.freeze()  # nor are the results that came since looked through, for 10 ms each time
             self.write_due = self.settings.clock() + WRITE_SECONDS_PER_ROW * self.ledger.rows
 
-    def _write_ledger(self) -> None:
+    def _write_ledger(self, durable: bool = True) -> None:
         """A disk that is full ends no run: it is said once, tried again after a later result, and raised at the
         end."""
         if not self.stale:
             return
         self.stale = False
         try:
-            self.ledger.write()
+            self.ledger.write(durable)
         except OSError as error:
             if self.unwritten is None:
                 self.progress.note(f"{self._unwritten_message(error)} Training goes on.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sweep.files import RunFolder
+from sweep.hardware import oom_kills
 
 CHECKPOINTED = 75
 """Exit status (EX_TEMPFAIL of sysexits.h) of a worker that checkpointed and stopped when told to."""
@@ -18,17 +19,25 @@ class Ended:
 
     status: exit status; the negative of a signal's number where a signal killed it (as in
         `subprocess`); None where the place cannot tell, and then `detail` says what it knows.
+    out_of_memory: it was killed because the memory of its machine ran out.
     """
 
     status: int | None
     detail: str = ""
+    out_of_memory: bool = False
 
     def __str__(self) -> str:
         if self.status is None:
             return self.detail or "ended in an unknown way"
         if self.status < 0:
-            return f"killed by {_signal_name(-self.status)}"
+            return f"killed by {_signal_name(-self.status)}" + (", out of memory" if self.out_of_memory else "")
         return f"exit status {self.status}"
+
+
+def process_ended(status: int, oom_kills_before: int) -> Ended:
+    """How a process of this machine ended, which was started when `oom_kills` was that: SIGKILL is all that the
+    kernel says to one that it kills for want of memory, but it counts them."""
+    return Ended(status, out_of_memory=status == -signal.SIGKILL and oom_kills() > oom_kills_before)
 
 
 class SubmitError(RuntimeError):

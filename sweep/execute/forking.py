@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from multiprocessing import forkserver
 
-from sweep.execute.executor import Ended, SubmitError
+from sweep.execute.executor import Ended, SubmitError, process_ended
 from sweep.files import RunFolder
+from sweep.hardware import oom_kills
 
 PRELOADED = ["torch", "sweep.train.train", "sweep.train.checkpoint", "sweep.train.result"]
 """What a worker needs. None of it starts a thread or touches a GPU, so that a fork of it is as good as new."""
@@ -21,7 +22,7 @@ class ForkedJob:
     """One worker process, the leader of its own process group."""
 
     def __init__(self, process: multiprocessing.process.BaseProcess) -> None:
-        self._process = process
+        self._process, self._oom_kills = process, oom_kills()
 
     @property
     def pid(self) -> int:
@@ -29,7 +30,7 @@ class ForkedJob:
 
     def poll(self) -> Ended | None:
         status = self._process.exitcode
-        return None if status is None else Ended(status)
+        return None if status is None else process_ended(status, self._oom_kills)
 
     def cancel(self) -> None:
         self._send(os.kill, signal.SIGTERM)

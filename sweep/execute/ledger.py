@@ -11,6 +11,7 @@ from typing import Any
 
 from models.count import count_flops, count_parameters
 from sweep.files import RunFolder, SweepFolder, read_json, write_atomically
+from sweep.plan.batch import BatchSpec
 from sweep.plan.spec import PlannedRun, digest
 
 log = logging.getLogger(__name__)
@@ -28,14 +29,15 @@ COLUMNS = (
 
 run_id                digest of the run's spec, 12 hexadecimal digits
 group                 the set it is compared within (its budget, say)
-role                  fit | holdout | trunk (trained for the runs that branch off it; it has no loss to fit)
+role                  fit | holdout | trunk (trained for the runs that branch off it; it has no loss to fit) |
+                      arm (made otherwise than those to fit, for a study)
 status                planned | finished | failed | diverged
 arch                  architecture; decoder
 n_layer, d_model      count; width in coordinates
 params_total          parameters, all
 params_non_embedding  parameters but for the input embedding; an untied output head counts
 vocab_size, seq_len   tokens in the vocabulary; tokens in a sequence
-batch_tokens          tokens in an optimiser step
+batch_tokens          tokens in an optimiser step, the mean where batches grow
 lr                    peak learning rate at the recipe's base width, as asked; dimensionless
 param                 parametrisation: mup | sp
 seed                  of initialisation, and of the order of the data where order_seed is empty
@@ -174,12 +176,13 @@ class Ledger:
             self._lines[place] = _csv_line([values[name] for name in COLUMNS])
         return self._results[run_id]
 
-    def write(self) -> None:
-        """Rewrite runs.csv, atomically, a row for each planned run in the plan's order.
+    def write(self, durable: bool = True) -> None:
+        """Rewrite runs.csv, atomically, a row for each planned run in the plan's order; `durable` as in
+        `write_atomically`.
 
         Raises OSError where it cannot be written; the old file, and every result, stays whole.
         """
-        write_atomically(self._folder.runs_csv, _csv_line(COLUMNS) + "".join(self._lines))
+        write_atomically(self._folder.runs_csv, _csv_line(COLUMNS) + "".join(self._lines), durable)
 
 
 def failure(planned: PlannedRun, reason: str, step: int, resumes: int, status: str = "failed") -> Result:
@@ -187,7 +190,7 @@ def failure(planned: PlannedRun, reason: str, step: int, resumes: int, status: s
     It got to `step`."""
     spec, shape = planned.spec, planned.spec.shape
     parameters, flops = count_parameters(shape), count_flops(shape)
-    tokens = step * spec.batch_tokens
+    tokens = spec.tokens_after(step)
     unknown = dict.fromkeys((*_MEASURED, "traceback", "eval_tokens", "peak_bytes", "micro_batch_sequences"))
     return unknown | {
         "run_id": spec.run_id,
@@ -219,7 +222,8 @@ def _fault(result: Any, folder: RunFolder) -> str | None:
         return f"has status {result.get('status')!r}, which is none of {', '.join(OUTCOMES)}"
     try:
         spec = read_json(folder.spec)["spec"]
-        asked = spec["steps"] * spec["batch_sequences"] * spec["shape"]["seq_len"]
+        batch = BatchSpec(spec["batch_sequences"], spec["batch_doubles_at"])
+        asked = batch.seen(spec["steps"]) * spec["shape"]["seq_len"]
         asked_id = digest(spec)[:12]
     except FileNotFoundError:
         return f"lies beside no {folder.spec.name}, so what it answers cannot be checked"

@@ -9,10 +9,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from sweep.execute.environment import common_environment
-from sweep.execute.executor import Ended, SubmitError
+from sweep.execute.executor import Ended, SubmitError, process_ended
 from sweep.execute.forking import ForkedJob, fork_worker
 from sweep.files import RunFolder
-from sweep.hardware import usable_cores
+from sweep.hardware import oom_kills, usable_cores
+
 
 class LocalExecutor:
     """Runs workers, with as many at a time as there are slots.
@@ -22,6 +23,7 @@ class LocalExecutor:
         slots:  runs at a time; None: cores this process may use // `threads` on "cpu", `per_device`
             on each visible GPU otherwise.
         per_device: runs on each GPU; 1 on "cpu", where `slots` says it.
+        gpus_per_run: GPUs that a worker sees; per_device is 1 where they are several.
         threads: OpenMP and MKL threads of each worker. The order of a sum depends on it, and so the
             loss in its last digits: it never follows from the number of slots.
         worker_command: what the run's folder is appended to; None: workers are forked from a process
@@ -41,13 +43,15 @@ class LocalExecutor:
         per_device: int = 1,
         threads: int = 1,
         worker_command: Sequence[str] | None = None,
+        gpus_per_run: int = 1,
     ) -> None:
-        for name, value in (("slots", slots), ("per_device", per_device), ("threads", threads)):
+        counts = {"slots": slots, "per_device": per_device, "threads": threads, "gpus_per_run": gpus_per_run}
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}. Nothing was launched.")
         self._worker_command = worker_command
         self._environment = common_environment(threads)
-        self._slots = slot_environments(device, slots, per_device, threads)
+        self._slots = slot_environments(device, slots, per_device, threads, gpus_per_run=gpus_per_run)
         self._taken: dict[int, LocalJob | ForkedJob] = {}
 
     @property
@@ -93,7 +97,7 @@ class LocalJob:
     """One worker process, the leader of its own process group."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+        self._process, self._oom_kills = process, oom_kills()
 
     @property
     def pid(self) -> int:
@@ -101,7 +105,7 @@ class LocalJob:
 
     def poll(self) -> Ended | None:
         status = self._process.poll()
-        return None if status is None else Ended(status)
+        return None if status is None else process_ended(status, self._oom_kills)
 
     def cancel(self) -> None:
         self._process.send_signal(signal.SIGTERM)
@@ -112,7 +116,12 @@ class LocalJob:
 
 
 def slot_environments(
-    device: str, slots: int | None, per_device: int, threads: int, environ: Mapping[str, str] = os.environ
+    device: str,
+    slots: int | None,
+    per_device: int,
+    threads: int,
+    environ: Mapping[str, str] = os.environ,
+    gpus_per_run: int = 1,
 ) -> list[dict[str, str]]:
     """The environment that each slot adds to its worker's. Raises ValueError as LocalExecutor does."""
     if device == "cpu":
@@ -123,12 +132,17 @@ def slot_environments(
     if device == "mps":
         places: list[dict[str, str]] = [{}]
     elif device == "cuda":
-        places = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible_gpus(environ)]
+        gpus = visible_gpus(environ)
+        groups = [gpus[i : i + gpus_per_run] for i in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)]
+        places = [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
+        if not places:
+            raise ValueError(f"a run takes {gpus_per_run} GPUs, and {len(gpus)} are visible. Nothing was launched.")
     else:
         raise ValueError(f"device {device!r} is none of cpu, cuda, mps. Nothing was launched.")
+    held = "device(s)" if gpus_per_run == 1 else f"group(s) of {gpus_per_run} GPUs"
     if slots is not None and slots > len(places) * per_device:
         raise ValueError(
-            f"slots={slots}, but {len(places)} device(s) x per_device={per_device} hold "
+            f"slots={slots}, but {len(places)} {held} x per_device={per_device} hold "
             f"{len(places) * per_device}. Lower slots or raise per_device. Nothing was launched."
         )
     # Round robin, so that two runs on two GPUs never share one.

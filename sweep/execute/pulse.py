@@ -36,10 +36,11 @@ class Pulse:
         return silent if self._moved else silent / FIRST_SIGN
 
     def _look(self) -> list[tuple[int, int] | None]:
-        return [_stamp(path) for path in (self._folder.heartbeat, self._folder.metrics)]
+        return [stamp(path) for path in (self._folder.heartbeat, self._folder.metrics)]
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when the file does; None where there is none."""
     try:
         found = path.stat()
     except OSError:

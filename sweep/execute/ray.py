@@ -24,7 +24,7 @@ class RayExecutor:
 
     Args:
         address: of a cluster ("10.0.0.1:6379", or "auto" on one of its nodes); None: one on this machine.
-        gpus, cpus: that a run takes, fractions allowed: gpus=0.25 packs four runs on each GPU.
+        gpus, cpus: that a run takes of one node, fractions allowed: gpus=0.25 packs four runs on each GPU.
         slots: tasks to hold at one time; None: as many as the cluster has room for.
         device: "cpu" or "cuda".
     Raises:
@@ -49,9 +49,9 @@ class RayExecutor:
         if self._count_room() < 1:
             have = self._ray.cluster_resources()
             raise ValueError(
-                f"executor=ray: a run asks for {gpus:g} GPU and {cpus:g} CPU; the cluster has "
-                f"{have.get('GPU', 0):g} and {have.get('CPU', 0):g}. Lower executor.gpus_per_run or "
-                "executor.cpus_per_run, or add nodes. Nothing was launched."
+                f"executor=ray: a run asks for {gpus:g} GPU and {cpus:g} CPU on one node; the cluster has "
+                f"{have.get('GPU', 0):g} and {have.get('CPU', 0):g}. Lower executor.gpus_per_run "
+                "or add nodes. Nothing was launched."
             )
         self._environment = environment
         self._attend = self._ray.remote(attend_interruptibly).options(
@@ -100,10 +100,12 @@ class RayJob:
         if not done:
             return None
         try:
-            return Ended(self._ray.get(self._task))
+            return self._ray.get(self._task)
         except self._ray.exceptions.RayError as error:  # its process or its node died, or it was cancelled
             words = " ".join(str(error).split())
-            return Ended(None, f"{type(error).__name__}: {words[:300]}")
+            kind = type(error).__name__
+            # Ray's own memory monitor kills a task before the kernel would
+            return Ended(None, f"{kind}: {words[:300]}", out_of_memory=kind == "OutOfMemoryError")
 
     def cancel(self) -> None:
         self._ray.cancel(self._task)
@@ -112,8 +114,8 @@ class RayJob:
         self._ray.cancel(self._task, force=True)
 
 
-def connect(address: str | None) -> Any:
-    """ray, connected. Raises ValueError, with what to do."""
+def require_ray() -> Any:
+    """ray, not connected to anything. Raises ValueError, with what to do, where it is not installed."""
     use_token()
     try:
         import ray
@@ -122,6 +124,12 @@ def connect(address: str | None) -> Any:
             f"executor=ray needs ray ({error}). Install it: pip install 'scaling-sweep[ray]', or say "
             "executor=local. Nothing was launched."
         ) from error
+    return ray
+
+
+def connect(address: str | None) -> Any:
+    """ray, connected. Raises ValueError, with what to do."""
+    ray = require_ray()
     if ray.is_initialized():
         return ray
     try:

@@ -17,8 +17,16 @@ from sweep.files import RunFolder, SweepFolder, read_json, write_json
 from sweep.plan.spec import PlannedRun
 
 PLACE = {
-    *("device", "threads", "data_folder", "micro_batch_sequences", "checkpoint_seconds", "compile", "compile_mode"),
-    "parent",
+    *(
+        "device",
+        "threads",
+        "data_folder",
+        "micro_batch_sequences",
+        "checkpoint_seconds",
+        "compile",
+        "compile_mode",
+    ),
+    *("parent", "ranks", "shard"),
 }
 """Settings of a run that change nothing of what it records. In the others (how often it is evaluated, say) a
 run that is taken over must agree."""
@@ -69,7 +77,10 @@ def take_over(folder: SweepFolder, found: dict[str, RunFolder]) -> list[str]:
         write_json(temporary / RECORD, {"sweep": sweep, "run": str(there.path.absolute())})
         os.replace(temporary, here.path)
         taken[sweep] = taken.get(sweep, 0) + 1
-    return [f"{count} runs were taken over from sweep {sweep}, which has trained them" for sweep, count in taken.items()]
+    return [
+        f"{count} runs were taken over from sweep {sweep}, which has trained them"
+        for sweep, count in taken.items()
+    ]
 
 
 def _files(run: RunFolder) -> tuple[Path, ...]:

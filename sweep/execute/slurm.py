@@ -33,7 +33,7 @@ AGAIN_SECONDS = 30.0  # assumption: between two tries of a submission
 class SlurmOptions:
     """What each run's job asks for. None leaves it to the cluster.
 
-    gpus: of a run, 0 or 1; cpus: cores of a run; minutes: time limit of a job, after which the run goes on
+    gpus: of a run, all on one node; cpus: cores of a run; minutes: time limit of a job, after which the run goes on
     in another one; checkpoint_minutes: how long before the limit the worker is told to save its state;
     extra: further sbatch options by name (`{qos: high, constraint: a100}`), passed through as they are.
     """
@@ -178,7 +178,7 @@ class SlurmJob:
         """Raises ValueError where SLURM takes not even the first job."""
         queue = self._executor.look()
         if self.ended is None and self.name is not None:
-            self.ended = self._recorded() or self._vanished(queue)
+            self.ended = read_ended(self.folder, self.name) or self._vanished(queue)
         return self.ended
 
     def cancel(self) -> None:
@@ -199,10 +199,6 @@ class SlurmJob:
             for command in stop_commands(self.name, now):
                 subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet)
 
-    def _recorded(self) -> Ended | None:
-        status = read_ended(self.folder, self.name)
-        return None if status is None else Ended(status)
-
     def _vanished(self, queue: Queue) -> Ended | None:
         """That it left the queue without a word, once the word can't be on its way any more."""
         if self.name in queue.jobs or queue.seen <= self.since:
@@ -212,7 +208,7 @@ class SlurmJob:
         if time.monotonic() - self._gone < (0.0 if self._told else VISIBLE_SECONDS):
             return None
         how = "cancelled" if self._told else "killed, out of time or memory, or its node was lost"
-        return self._recorded() or Ended(None, f"SLURM job {self.name} left the queue without an exit status: {how}")
+        return read_ended(self.folder, self.name) or Ended(None, f"SLURM job {self.name} left the queue without an exit status: {how}")
 
 
 def require_slurm() -> None:

@@ -33,16 +33,17 @@ CHOICES = {
     "optim.precision": ("fp32", "bf16"),
     "executor.compile_mode": COMPILE_MODES,
     "logger.kind": ("auto", "wandb", "none"),
+    "on_change": ("refuse", "accept"),
 }
 POSITIVE = (
     "max_hours model.width_step model.ff_ratio model.seq_len data.eval_tokens data.max_epochs data.vocab_size "
-    "tokenizer.vocab_size optim.lr optim.base_width optim.base_depth optim.tokens_per_param optim.lr_at_tokens "
-    "optim.batch_tokens optim.batch_at_tokens optim.micro_batch_tokens optim.eps optim.weight_decay_timescale "
-    "optim.clip grid.budgets grid.sizes "
+    "tokenizer.vocab_size optim.lr optim.embedding_rate optim.base_width optim.base_depth optim.tokens_per_param optim.lr_at_tokens "
+    "optim.batch_tokens optim.batch_at_tokens optim.least_batch_tokens optim.micro_batch_tokens optim.eps optim.weight_decay_timescale "
+    "optim.clip schedule.warmup_tokens grid.budgets grid.sizes grid.arm_budgets grid.max_flops "
     "grid.sizes_per_budget grid.size_ratio grid.optimum_params grid.optimum_at_flops grid.seeds grid.tokens "
     "grid.widths grid.octaves grid.params grid.flops grid.target.flops grid.target.params "
     "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every executor.hang_minutes "
-    "executor.cpus_per_run executor.memory_gb executor.time executor.checkpoint_minutes executor.poll_seconds"
+    "executor.memory_gb executor.time executor.checkpoint_minutes executor.poll_seconds"
 ).split()
 NOT_NEGATIVE = "seed order_seed optim.weight_decay grid.extensions executor.retries executor.evaluations executor.noise_scales executor.gpus_per_run".split()
 FRACTIONS = (
@@ -111,6 +112,8 @@ def _inconsistent(config: SweepConfig) -> list[str]:
     for key in ("grid.budgets", "grid.sizes", "grid.widths", "grid.param"):
         if lookup(config, key) == []:
             wrong.append(f"{key}: an empty list; give one value or more")
+    if beyond := set(lookup(config, "grid.arm_budgets") or ()) - set(lookup(config, "grid.budgets") or ()):
+        wrong.append(f"grid.arm_budgets: {sorted(beyond)} are none of grid.budgets, so there is nothing to compare with")
     if config.grid.kind == "isoflop" and not config.grid.size_ratio > 1:
         wrong.append(f"grid.size_ratio: {config.grid.size_ratio} is not above 1")
     if config.grid.kind == "lr":
@@ -133,14 +136,23 @@ def _inconsistent(config: SweepConfig) -> list[str]:
 
 def _impossible_jobs(config: SweepConfig) -> list[str]:
     executor, wrong = config.executor, []
-    if executor.kind == "local":
-        return wrong
-    if executor.gpus_per_run > 1:
-        wrong.append(f"executor.gpus_per_run: {executor.gpus_per_run:g}; a run trains on one GPU, or a part of it")
-    if config.device == "cuda" and not executor.gpus_per_run:
+    gpus, local = executor.gpus_per_run, executor.kind == "local"
+    if gpus == 0 and local:
+        wrong.append("executor.gpus_per_run: 0; give null, or 1 and more")
+    if gpus == 0 and config.device == "cuda":
         wrong.append("executor.gpus_per_run: 0, and device=cuda; give 1, or say device=cpu")
-    if config.device == "cpu" and executor.gpus_per_run:
-        wrong.append(f"executor.gpus_per_run: {executor.gpus_per_run:g}, and device=cpu uses none; give 0")
+    if config.device == "cpu" and gpus:
+        wrong.append(f"executor.gpus_per_run: {gpus:g}, and device=cpu uses none; give {'null' if local else '0'}")
+    if executor.ranks < (gpus or 0):
+        wrong.append(f"executor.gpus_per_run: {gpus:g}; a run trains on a part of a GPU, or on one or several whole ones")
+    if executor.ranks > 1 and lookup(executor, "per_device") not in (None, 1):
+        wrong.append("executor.per_device: runs on several GPUs each have them to themselves; give 1")
+    if executor.shard is not None and executor.ranks == 1:
+        wrong.append("executor.shard: means nothing without executor.gpus_per_run of 2 or more")
+    if executor.noise_scales and executor.ranks > 1:
+        wrong.append("executor.noise_scales: measured in a run of one GPU; say executor.gpus_per_run=1, or noise_scales=0")
+    if executor.shard and config.optim.kind == "muon":
+        wrong.append("executor.shard: optim=muon wants whole matrices on each GPU; leave null, or say optim=adamw")
     if executor.kind == "slurm" and executor.time <= executor.checkpoint_minutes:
         wrong.append(
             f"executor.time: {executor.time} minutes, and runs are told to stop {executor.checkpoint_minutes} before "

@@ -87,7 +87,8 @@ def cells(config: SweepConfig, vocab_size: int) -> list[Cell]:
     """Every cell to fit on, in the grid's order. The target is `target_cell`'s."""
     grid = config.grid
     if isinstance(grid, IsoflopGrid):
-        return [cell for budget in grid.budgets for cell in _isoflop_cells(config, vocab_size, budget)]
+        base = [cell for budget in grid.budgets for cell in _isoflop_cells(config, vocab_size, budget)]
+        return [*base, *_arm_cells(config, vocab_size)]
     if isinstance(grid, LadderGrid):
         return list(_ladder_cells(config, vocab_size))
     if isinstance(grid, LrGrid):
@@ -125,6 +126,20 @@ def _isoflop_cells(config: SweepConfig, vocab_size: int, budget: float) -> Itera
     for shape in dict.fromkeys(shapes):  # two sizes may round to one shape
         for seed in seeds(config):
             yield isoflop_cell(config, shape, budget, seed)
+
+
+ARM = "arm"
+"""Role of runs that are made otherwise than those to fit; only a study of what that does looks at them."""
+
+
+def _arm_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
+    """The budgets' cells once more for each arm, made with its values."""
+    grid = config.grid
+    for name, values in grid.arms.items():
+        varied = with_values(config, _dotted(values))
+        for budget in grid.budgets if grid.arm_budgets is None else grid.arm_budgets:
+            for cell in _isoflop_cells(varied, vocab_size, budget):
+                yield replace(cell, group=f"{name}: {cell.group}", role=ARM)
 
 
 def _rung(grid: IsoflopGrid, log_params: float) -> float:
@@ -188,6 +203,8 @@ def _product_cells(config: SweepConfig, vocab_size: int) -> Iterator[Cell]:
     made: list[Cell] = []
     for point in _points(config.grid):
         cell = _product_cell(config, vocab_size, dict(point))
+        if cell.tokens * training_flops_per_token(cell.shape) > (config.grid.max_flops or math.inf):
+            continue
         if all(replace(other, group=cell.group) != cell for other in made):  # a value of `each` may be the base's
             made.append(cell)
             yield cell

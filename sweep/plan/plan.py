@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweep.plan import rules
+from sweep.plan.batch import BatchSpec, growing
 from sweep.plan.grids import Cell
 from sweep.plan.rules import Recipe
-from sweep.plan.schema import ConfigError, SweepConfig
+from sweep.plan.schema import ConfigError, OptimConfig, SweepConfig
 from sweep.plan.spec import DataSpec, OptimSpec, PlannedRun, RunSpec, ScheduleSpec
 
 
@@ -33,18 +34,27 @@ def plan(cells: Sequence[Cell], corpus: Corpus) -> list[PlannedRun]:
 def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
     config = cell.config
     recipe = rules.recipe(config.optim, cell.params, cell.tokens)
-    batch = batch_sequences(recipe, cell.shape.seq_len)
-    steps = round(cell.tokens / (batch * cell.shape.seq_len))
+    followed = rules.followed_tokens(config.optim, cell.params, cell.tokens)
+    batch = batch_spec(config.optim, recipe, followed, cell.shape.seq_len)
+    if batch.sequences < config.executor.ranks:
+        raise ConfigError(
+            f"{where}: a batch of {batch.sequences} x {cell.shape.seq_len} tokens does not go round "
+            f"{config.executor.ranks} GPUs. Lower executor.gpus_per_run or raise optim.batch_tokens and "
+            "optim.least_batch_tokens. Nothing was launched."
+        )
+    steps = batch.steps(cell.tokens / cell.shape.seq_len)
     if steps < 1:
         raise ConfigError(
-            f"{where}: {cell.tokens:.3g} tokens are less than one step of {batch} x {cell.shape.seq_len} tokens. "
-            "Raise the budget or the tokens, or lower optim.batch_tokens or model.seq_len. Nothing was launched."
+            f"{where}: {cell.tokens:.3g} tokens are less than one step of {batch.sequences} x {cell.shape.seq_len} "
+            "tokens. Raise the budget or the tokens, or lower optim.batch_tokens, optim.least_batch_tokens or "
+            "model.seq_len. Nothing was launched."
         )
-    followed = rules.followed_tokens(config.optim, cell.params, cell.tokens)
-    followed_steps = max(1, round(followed / (batch * cell.shape.seq_len)))
-    schedule = _schedule_spec(config, recipe, batch, steps, followed_steps)
+    followed_steps = max(1, batch.steps(followed / cell.shape.seq_len))
+    schedule = _schedule_spec(config, recipe, batch, cell.tokens, followed)
     if schedule.warmup_steps + schedule.decay_steps > steps:
         follows, lower = "the size", "schedule.warmup_fraction or optim.tokens_per_param"
+        if config.schedule.warmup_tokens is not None:
+            follows, lower = "schedule.warmup_tokens", "schedule.warmup_tokens"
         if recipe.warmup_tokens is not None:
             follows, lower = f"optim.rule={config.optim.rule}", "the sizes"
         raise ConfigError(
@@ -57,7 +67,8 @@ def _planned_run(cell: Cell, corpus: Corpus, where: str) -> PlannedRun:
         data=DataSpec(corpus.fingerprint, config.data.eval_tokens),
         optim=_optim_spec(config, recipe, followed_steps),
         schedule=schedule,
-        batch_sequences=batch,
+        batch_sequences=batch.sequences,
+        batch_doubles_at=batch.doubles_at,
         steps=steps,
         seed=cell.seed,
         precision=config.optim.precision,
@@ -83,6 +94,8 @@ def notes(cells: Sequence[Cell]) -> list[str]:
     for rule, theirs in by_rule.items():
         if rules.UNUSED[rule]:
             said.append(f"optim.rule={rule} does not use {', '.join(sorted(rules.UNUSED[rule]))}")
+        if theirs[0].config.model.tied:
+            said.append("model.tied=true: the embedding is the head too, and optim.embedding_rate is not used")
         seen = [(cell.params, rules.followed_tokens(cell.config.optim, cell.params, cell.tokens)) for cell in theirs]
         beyond = [why for params, tokens in seen if (why := rules.outside(rule, params, tokens))]
         if beyond:
@@ -90,9 +103,13 @@ def notes(cells: Sequence[Cell]) -> list[str]:
     return said
 
 
-def batch_sequences(recipe: Recipe, seq_len: int) -> int:
-    """The recipe's batch in whole sequences, at least one."""
-    return max(1, round(recipe.batch_tokens / seq_len))
+def batch_spec(optim: OptimConfig, recipe: Recipe, followed: float, seq_len: int) -> BatchSpec:
+    """The recipe's batch in whole sequences, never below optim.least_batch_tokens. Where optim.follows=size and the
+    rule has it grow with the square root of D, the rule holds of the tokens seen so far, whatever D will be."""
+    least, wanted = max(1, round(optim.least_batch_tokens / seq_len)), recipe.batch_tokens / seq_len
+    if optim.follows == "size" and rules.grows(optim):
+        return growing(wanted, followed / seq_len, least)
+    return BatchSpec(max(least, round(wanted)))
 
 
 def _optim_spec(config: SweepConfig, recipe: Recipe, steps: int) -> OptimSpec:
@@ -114,27 +131,30 @@ def _optim_spec(config: SweepConfig, recipe: Recipe, steps: int) -> OptimSpec:
         kind=optim.kind,
         base_depth=optim.base_depth if config.param == "completep" else None,
         momentum=optim.momentum,
+        embedding_rate=1.0 if config.model.tied else optim.embedding_rate,
     )
 
 
 def _schedule_spec(
-    config: SweepConfig, recipe: Recipe, batch: int, steps: int, followed_steps: int
+    config: SweepConfig, recipe: Recipe, batch: BatchSpec, tokens: float, followed: float
 ) -> ScheduleSpec:
-    schedule = config.schedule
-    warmup = round(schedule.warmup_fraction * followed_steps)
-    if recipe.warmup_tokens is not None:
-        warmup = round(recipe.warmup_tokens / (batch * config.model.seq_len))
+    schedule, sequences = config.schedule, tokens / config.model.seq_len
+    warmup = schedule.warmup_tokens if recipe.warmup_tokens is None else recipe.warmup_tokens
+    if warmup is None:
+        warmup = schedule.warmup_fraction * followed
+    constant = 1.0 - (schedule.decay_fraction or 0.0)
     return ScheduleSpec(
         kind=schedule.kind,
-        warmup_steps=warmup,
-        decay_steps=round((schedule.decay_fraction or 0.0) * steps),
+        warmup_steps=batch.steps(warmup / config.model.seq_len),
+        decay_steps=batch.steps(sequences) - batch.steps(constant * sequences),
         decay=schedule.decay or "",
         final=schedule.final,
     )
 
 
 def micro_batch_sequences(config: SweepConfig, batch: int) -> int:
-    """Sequences at once: equal parts of the batch of at most optim.micro_batch_tokens."""
+    """Sequences at once, on each GPU: equal parts of its share of the batch of at most optim.micro_batch_tokens."""
     most = max(1, config.optim.micro_batch_tokens // config.model.seq_len)
-    parts = -(-batch // most)
-    return -(-batch // parts)
+    share = -(-batch // config.executor.ranks)
+    parts = -(-share // most)
+    return -(-share // parts)

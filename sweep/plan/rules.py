@@ -52,6 +52,11 @@ def followed_tokens(optim: OptimConfig, params: float, tokens: float) -> float:
     return optim.tokens_per_param * params if optim.follows == "size" else tokens
 
 
+def grows(optim: OptimConfig) -> bool:
+    """Whether the rule's batch goes with the square root of D: then it can grow with the tokens seen instead."""
+    return optim.rule == "sqrt" or optim.rule == "power" and optim.batch_exponent == 0.5
+
+
 def power(optim: OptimConfig, params: float, tokens: float) -> Recipe:
     """batch = batch_tokens · (D / batch_at_tokens)^batch_exponent and
     rate = lr · (D / lr_at_tokens)^lr_exponent: powers of D that were measured where they are used."""
@@ -132,7 +137,7 @@ RANGES = {
 _RATE = {"optim.lr", "optim.lr_at_tokens", "optim.lr_exponent"}
 _BATCH = {"optim.batch_tokens", "optim.batch_at_tokens", "optim.batch_exponent"}
 _EXPONENTS = {"optim.lr_at_tokens", "optim.lr_exponent", "optim.batch_exponent"}
-_PORIAN = _RATE | _BATCH | {"optim.beta1", "optim.beta2", "schedule.warmup_fraction"}
+_PORIAN = _RATE | _BATCH | {"optim.beta1", "optim.beta2", "schedule.warmup_fraction", "schedule.warmup_tokens"}
 UNUSED: dict[str, set[str]] = {
     "power": set(),
     "constant": _EXPONENTS | {"optim.batch_at_tokens"},

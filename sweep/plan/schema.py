@@ -32,11 +32,13 @@ class ScaleConfig:
     base_width: int
     base_depth: int
     lr: float
+    embedding_rate: float
     lr_at_tokens: float
     lr_exponent: float
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
+    least_batch_tokens: int
     micro_batch_tokens: int
     tokens_per_param: float
     weight_decay_timescale: Optional[float]
@@ -113,7 +115,8 @@ class TokenizerConfig:
 class OptimConfig:
     """The optimizer, and the rule by which rate and batch follow a run's N and D (sweep/plan/rules.py):
     with `power`, batch = batch_tokens · (D / batch_at_tokens)^batch_exponent in whole sequences, and
-    peak rate = lr · (D / lr_at_tokens)^lr_exponent at width base_width."""
+    peak rate = lr · (D / lr_at_tokens)^lr_exponent at width base_width. With follows=size the batch is that of
+    the tokens seen so far (sweep/plan/batch.py)."""
 
     kind: str  # adamw | muon: Muon for the matrices in the layers, AdamW for the rest
     rule: str  # power | constant | sqrt | olmo | porian | steplaw
@@ -122,11 +125,13 @@ class OptimConfig:
     lr: float
     base_width: int  # where the rate is what it says; param=mup and completep
     base_depth: int  # likewise, in layers; param=completep
+    embedding_rate: float  # factor on the rate of an untied input embedding
     lr_at_tokens: float
     lr_exponent: float
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
+    least_batch_tokens: int  # no batch is smaller, and one that grows starts from here
     micro_batch_tokens: int  # at most this many tokens go through the model at once
     beta1: float
     beta2: float
@@ -146,6 +151,7 @@ class ScheduleConfig:
     final: float  # of the peak rate, at the end
     decay_fraction: Optional[float] = None  # of the steps; wsd
     decay: Optional[str] = None  # linear | sqrt; wsd
+    warmup_tokens: Optional[float] = None  # one warmup for all runs, in the place of warmup_fraction
 
 
 @dataclass(frozen=True)
@@ -178,6 +184,8 @@ class IsoflopGrid(Grid):
     extensions: int  # how many more sizes a budget may get to bracket its optimum
     seeds: int  # runs of every cell
     target: TargetConfig
+    arms: dict[str, Any] = field(default_factory=dict)  # name: keys that its runs differ in; they are in no fit
+    arm_budgets: Optional[list[float]] = None  # of grid.budgets, those at which the arms' cells are; null: all
 
 
 @dataclass(frozen=True)
@@ -198,6 +206,7 @@ class ProductGrid(Grid):
     flops: Optional[float] = None
     over: dict[str, Any] = field(default_factory=dict)  # every combination of the lists under it
     each: dict[str, Any] = field(default_factory=dict)  # beside each of those, each value of these lists alone
+    max_flops: Optional[float] = None  # dearer cells are left out
     target: TargetConfig = field(default_factory=lambda: TargetConfig(None, None))
 
 
@@ -233,19 +242,25 @@ class ExecutorConfig:
     noise_scales: int  # measurements of the gradient noise scale before the end of a run; 0: none
     compile: bool
     compile_mode: str  # torch.compile's; reduce-overhead replays CUDA graphs, for models of many small operations
+    shard: Optional[bool]  # weights and moments over the GPUs of a run; null: where one would be too full of them
+
+    @property
+    def ranks(self) -> int:
+        """Processes of a run, which share each of its batches: one on each of its GPUs."""
+        return max(1, int(self.gpus_per_run or 1))
 
 
 @dataclass(frozen=True)
 class LocalExecutorConfig(ExecutorConfig):
-    slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU
+    slots: Optional[int]  # workers at a time; null: one a core, or per_device a GPU (of gpus_per_run one)
     per_device: int
+    gpus_per_run: Optional[int]  # null: one, if any
 
 
 @dataclass(frozen=True)
 class SlurmExecutorConfig(ExecutorConfig):
     slots: int  # jobs to hold in the queue at one time
-    gpus_per_run: int  # 0 or 1
-    cpus_per_run: int
+    gpus_per_run: int  # of one node
     partition: Optional[str]  # null: the cluster's default
     account: Optional[str]
     memory_gb: Optional[float]  # of the host, of each run; null: the cluster's default
@@ -259,8 +274,7 @@ class SlurmExecutorConfig(ExecutorConfig):
 class RayExecutorConfig(ExecutorConfig):
     address: Optional[str]  # of a cluster, or "auto"; null: one on this machine
     slots: Optional[int]  # tasks at a time; null: as many as the cluster has room for
-    gpus_per_run: float  # a fraction packs several runs on a GPU
-    cpus_per_run: float
+    gpus_per_run: float  # of one node; a fraction packs several runs on a GPU
 
 
 @dataclass(frozen=True)
@@ -293,6 +307,7 @@ class SweepConfig:
     order_seed: Optional[int]
     param: str  # mup | completep | sp
     device: str  # auto | cpu | cuda
+    on_change: str  # refuse | accept: to train on where the training code or torch has changed since the folder's first run
     plan_only: bool
     reuse: bool  # runs that a sweep beside this one has finished, in place of training them
     max_hours: float

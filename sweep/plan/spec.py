@@ -11,8 +11,9 @@ from typing import Any
 
 from models.config import DecoderShape
 from models.count import training_flops_per_token
+from sweep.plan.batch import BatchSpec
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised whenever the training code changes what a given spec results in, so that no old result
 is taken for a new one."""
 
@@ -31,7 +32,7 @@ class OptimSpec:
     """`lr` is the peak rate at `base_width`; `param` ("mup", "completep" or "sp") says how it and the
     initialisation transfer to this run's shape (models/transfer.py). `kind` is "adamw", or "muon" for
     the matrices in the layers with AdamW for the rest. `base_depth` is completep's alone, in layers,
-    and `momentum` muon's; else None."""
+    and `momentum` muon's; else None. `embedding_rate` is a factor on the rate of an untied input embedding."""
 
     param: str
     lr: float
@@ -44,6 +45,7 @@ class OptimSpec:
     kind: str = "adamw"
     base_depth: int | None = None
     momentum: float | None = None
+    embedding_rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class ScheduleSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that determines a run's result. Where and how fast it runs is not in here. `order_seed` is of
-    the order of the data, where that is not `seed`'s."""
+    """Everything that determines a run's result. Where and how fast it runs is not in here. `batch_sequences`
+    and `batch_doubles_at` are `batch`'s; `order_seed` is of the order of the data, where that is not `seed`'s."""
 
     shape: DecoderShape
     data: DataSpec
@@ -74,20 +76,36 @@ class RunSpec:
     precision: str
     recipe_version: int = RECIPE_VERSION
     order_seed: int | None = None
+    batch_doubles_at: int | None = None
 
     @cached_property
     def run_id(self) -> str:
         """12 hexadecimal digits of the SHA-256 of the canonical JSON of every field."""
         return digest(self.to_json())[:12]
 
-    @property
-    def batch_tokens(self) -> int:
-        return self.batch_sequences * self.shape.seq_len
+    @cached_property
+    def batch(self) -> BatchSpec:
+        """Raises ValueError where there is no such batch."""
+        return BatchSpec(self.batch_sequences, self.batch_doubles_at)
 
     @property
+    def batch_tokens(self) -> float:
+        """Tokens in an update, the mean over all."""
+        return self.tokens / self.steps
+
+    @property
+    def most_sequences(self) -> int:
+        """Sequences in the largest update, the last one."""
+        return self.batch.at(self.steps - 1)
+
+    @cached_property
     def tokens(self) -> int:
         """D: training tokens seen, repeats included."""
-        return self.steps * self.batch_tokens
+        return self.tokens_after(self.steps)
+
+    def tokens_after(self, step: int) -> int:
+        """Training tokens that the first `step` updates see."""
+        return self.batch.seen(step) * self.shape.seq_len
 
     @cached_property
     def flops(self) -> float:
@@ -107,8 +125,6 @@ class RunSpec:
     def to_json(self) -> dict[str, Any]:
         """`dataclasses.asdict`, which takes ten times as long; the parts hold numbers and strings."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        if self.order_seed is None:
-            del values["order_seed"]  # runs keep the ids that they had before there was one
         return {name: dict(vars(value)) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
 
     @staticmethod
@@ -145,8 +161,8 @@ class PlannedRun:
 
     @property
     def own_share(self) -> float:
-        """The share of the run's updates that it makes itself, above 0 and at most 1."""
-        return 1.0 - self.from_step / self.spec.steps
+        """The share of the run's tokens that it is trained on itself, above 0 and at most 1."""
+        return 1.0 - self.spec.tokens_after(self.from_step) / self.spec.tokens
 
 
 def digest(value: Any) -> str:

@@ -37,12 +37,12 @@ def trunk_of(spec: RunSpec) -> RunSpec | None:
 
 
 def share(runs: Sequence[PlannedRun]) -> Shared:
-    """Branch the runs off trunks. Only runs to fit make segments; a holdout goes on from the longest
+    """Branch the runs off trunks. A holdout makes no segment; it goes on from the longest
     that is there for it."""
     chains: dict[RunSpec, set[int]] = {}
     for planned in runs:
         trunk = trunk_of(planned.spec)
-        if trunk is not None and planned.role == "fit":
+        if trunk is not None and planned.role != "holdout":
             chains.setdefault(replace(trunk, steps=0), set()).add(trunk.steps)
     trunks: list[PlannedRun] = []
     for chain, lengths in chains.items():

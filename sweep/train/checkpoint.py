@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sweep.files import RunFolder
+from sweep.train.distributed import is_first, parted, parted_moments, whole
 from sweep.train.optimizer import MuonAndAdamW
 
 Optimizer = torch.optim.Optimizer | MuonAndAdamW
@@ -30,12 +31,14 @@ HEADER_BYTES = len(hashlib.sha256().hexdigest()) + 1  # and a newline
 class TrainingState:
     """What a resumed run needs to go on as if it had never stopped. No generator state is in it:
     initialisation and batches are functions of the seed and the step, and nothing else draws.
-    `seconds` and `resumes` are the run's own; its trunk made the first `from_step` of `step` updates."""
+    `seconds` and `resumes` are the run's own; its trunk made the first `from_step` of `step` updates.
+    `window` holds the losses of the updates since the last log line, so that the next is what it would be."""
 
     step: int
     seconds: float
     resumes: int
     from_step: int = 0
+    window: list[float] = field(default_factory=list)
 
 
 def save_checkpoint(
@@ -49,9 +52,12 @@ def save_checkpoint(
         "seconds": state.seconds,
         "resumes": state.resumes,
         "from_step": state.from_step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "window": state.window,
+        "model": whole(model.state_dict()),
+        "optimizer": whole(optimizer.state_dict()),
     }
+    if not is_first():
+        return
     path = _state_path(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -82,7 +88,8 @@ def load_checkpoint(
     content = _load(folder, run_id, model, optimizer)
     if content is None:
         return None
-    return TrainingState(content["step"], content["seconds"], content["resumes"] + 1, content["from_step"])
+    window = content.get("window", [])  # a checkpoint from before there was one was made at a log line
+    return TrainingState(content["step"], content["seconds"], content["resumes"] + 1, content["from_step"], window)
 
 
 def load_trunk(
@@ -109,7 +116,7 @@ def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer
     with open(path, "rb") as file:
         file.seek(HEADER_BYTES)
         try:
-            content: dict[str, Any] = torch.load(file, map_location=next(model.parameters()).device, weights_only=True)
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise ValueError(
                 f"{path} holds more than tensors and plain values, so no checkpoint of this program: nothing of it was "
@@ -117,15 +124,18 @@ def _load(folder: RunFolder, run_id: str, model: nn.Module, optimizer: Optimizer
             ) from error
     if content["run_id"] != run_id:
         raise ValueError(f"{path} belongs to run {content['run_id']}, not to {run_id}; remove it to start again")
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
+    model.load_state_dict(parted(content["model"], model.state_dict()))
+    optimizer.load_state_dict(parted_moments(content["optimizer"], optimizer))
     return content
 
 
 def save_final_weights(folder: RunFolder, model: nn.Module) -> None:
     """Leave the finished model as checkpoint/model.safetensors, fp32."""
+    tensors = whole({name: tensor.detach() for name, tensor in model.named_parameters()})
+    if not is_first():
+        return
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     folder.checkpoint.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
     temporary = folder.checkpoint / "model.safetensors.tmp"
     try:
         save_file(tensors, temporary)

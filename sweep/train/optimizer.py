@@ -27,7 +27,14 @@ def build_optimizer(model: Decoder, optim: OptimSpec) -> torch.optim.Optimizer |
 
 def _adamw(model: Decoder, optim: OptimSpec, **chosen) -> torch.optim.AdamW:
     groups = parameter_groups(
-        model, model.shape, optim.param, optim.base_width, optim.weight_decay, optim.base_depth, **chosen
+        model,
+        model.shape,
+        optim.param,
+        optim.base_width,
+        optim.weight_decay,
+        optim.base_depth,
+        optim.embedding_rate,
+        **chosen,
     )
     for group in groups:
         group["eps"] = optim.eps * group.pop("eps_factor")

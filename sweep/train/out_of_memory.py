@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sweep.train.distributed import ranks
+
 MOST_HALVINGS = 4  # assumption: a plan that is off by more than 16 is wrong, and its user must know
 SAID = ("out of memory", "can't allocate memory", "not enough memory")
 """What RuntimeErrors of torch say of it: of CUDA's libraries, and of its allocator on a CPU."""
@@ -21,8 +23,8 @@ class MicroBatch:
     halvings: int = 0
 
     def halve(self) -> bool:
-        """Take half as many from now on; False where that is no remedy."""
-        if self.sequences == 1 or self.halvings == MOST_HALVINGS:
+        """Take half as many from now on; False where that is no remedy, as for one rank by itself."""
+        if ranks() > 1 or self.sequences == 1 or self.halvings == MOST_HALVINGS:
             return False
         self.sequences, self.halvings = -(-self.sequences // 2), self.halvings + 1
         print(f"out of memory: {self.sequences} sequences go through the model at once from here", flush=True)

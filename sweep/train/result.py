@@ -22,7 +22,7 @@ class RunResult:
     loss, loss_se: held-out, nats a token, None unless finished, and for a trunk. flops: exact, of the whole run;
     flops_6nd: 6·N·D with N non-embedding. peak_bytes: of the device, or of the process on a CPU.
     resumes: how many times it went on from a checkpoint. micro_batch_sequences: that went through the model at
-    once in the end, after oom_halvings of the process that ended the run.
+    once in the end, after oom_halvings: in the process that ended the run, and for killed ones before it.
     """
 
     run_id: str
@@ -57,7 +57,7 @@ class RunResult:
 def result_for(spec: RunSpec, status: str, step: int, **outcome: Any) -> RunResult:
     """A result with everything that follows from the spec filled in; `step` updates were made."""
     parameters, flops = count_parameters(spec.shape), count_flops(spec.shape)
-    tokens = step * spec.batch_tokens
+    tokens = spec.tokens_after(step)
     return RunResult(
         run_id=spec.run_id,
         status=status,

@@ -21,6 +21,7 @@ from models.transfer import build_decoder, initialise
 from sweep.data.batches import TokenBatches, heldout_blocks
 from sweep.files import RunFolder, write_atomically
 from sweep.plan.spec import RunSpec
+from sweep.train import distributed
 from sweep.train.checkpoint import TrainingState, load_checkpoint, load_trunk, save_checkpoint, save_final_weights
 from sweep.train.evaluate import Evaluation, evaluate
 from sweep.train.noise import NoiseScale, measure_noise
@@ -39,10 +40,12 @@ divergence. Assumption: a run that gets there does not come back in time to be w
 class Execution:
     """How and where a run runs; nothing here changes its result beyond rounding.
 
-    micro_batch_sequences: sequences that go through the model at once; evaluations: how many times
-    the held-out loss is measured before the end; checkpoint_seconds: wall time between checkpoints;
-    parent: id of the trunk whose checkpoint the run goes on from, in the same sweep; compile_mode:
-    torch.compile's.
+    micro_batch_sequences: sequences that go through the model at once, after oom_halvings of earlier
+    processes that memory ran out for; evaluations: how many times the held-out loss is measured before
+    the end; checkpoint_seconds: wall time between checkpoints; parent: id of the trunk whose checkpoint
+    the run goes on from, in the same sweep; compile_mode: torch.compile's; ranks: processes that share
+    each batch, one a GPU (sweep/train/ranks.py), each with micro-batches of that size; shard: whether
+    they share weights, gradients and moments too, None where one GPU would be too full of them.
     """
 
     device: str
@@ -55,6 +58,9 @@ class Execution:
     compile: bool
     parent: str | None = None
     compile_mode: str = "default"
+    oom_halvings: int = 0
+    ranks: int = 1
+    shard: bool | None = None
     noise_scales: int = 0  # measurements of the gradient noise scale (sweep/train/noise.py) under way
 
 
@@ -90,18 +96,19 @@ class Learner:
             if loss is None:  # here the error is gone, and with it what it held of the failed attempt
                 self.optimizer.zero_grad(set_to_none=True)
                 release()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.optim.clip)
+        norm = distributed.full(nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.optim.clip))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        return distributed.mean(loss), norm
 
     def _gradients(self, tokens: Tensor) -> Tensor:
         """Leave the gradient of the mean loss in the parameters; returns that loss, detached."""
         loss = torch.zeros((), device=self.device)
-        for micro_batch in tokens.split(self.micro_batch.sequences):
-            with self.autocast():
-                part = token_losses(self.forward, micro_batch).mean() * (len(micro_batch) / len(tokens))
-            part.backward()
+        for micro_batch, weight, is_last in distributed.micro_batches(tokens, self.micro_batch.sequences):
+            with distributed.accumulating(self.forward, is_last):
+                with self.autocast():
+                    part = token_losses(self.forward, micro_batch).mean() * weight
+                part.backward()
             loss += part.detach()
         return loss
 
@@ -111,18 +118,20 @@ def build_learner(spec: RunSpec, execution: Execution) -> Learner:
     optim, device = spec.optim, torch.device(execution.device)
     model = build_decoder(spec.shape, optim.param, optim.base_width, optim.base_depth)
     initialise(model, optim.param, optim.base_width, spec.seed)
-    model.to(device)
+    forward = distributed.spread(model, spec, execution.shard, device)
     optimizer = build_optimizer(model, optim)
     autocast = (
         partial(torch.autocast, device.type, dtype=torch.bfloat16) if spec.precision == "bf16" else nullcontext
     )
-    forward = torch.compile(model, mode=execution.compile_mode) if execution.compile else model
-    return Learner(spec, model, forward, optimizer, autocast, device, MicroBatch(execution.micro_batch_sequences))
+    if execution.compile:
+        forward = torch.compile(forward, mode=execution.compile_mode)
+    micro_batch = MicroBatch(execution.micro_batch_sequences, execution.oom_halvings)
+    return Learner(spec, model, forward, optimizer, autocast, device, micro_batch)
 
 
 def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: Callable[[], bool]) -> RunResult:
     """Train one run to its end, from its checkpoint if it has one, else from its trunk's. A trunk leaves
-    its own behind, and is not evaluated. Where a trunk has left none, all updates are made here.
+    its own behind, and is evaluated at its end only where there are evaluations under way. Where a trunk has left none, all updates are made here.
 
     Returns a result with status "finished" or "diverged". Raises Stopped, after a checkpoint, once
     `should_stop()` is true; whatever else goes wrong is raised as it is.
@@ -132,12 +141,11 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
     """
     learner = build_learner(spec, execution)
     data = Path(execution.data_folder)
-    batches = TokenBatches(data, spec.shape.seq_len, spec.batch_sequences, spec.seed if spec.order_seed is None else spec.order_seed)
+    batches = TokenBatches(data, spec.shape.seq_len, spec.batch, spec.seed if spec.order_seed is None else spec.order_seed)
     blocks, block_bytes = heldout_blocks(data, spec.shape.seq_len, spec.data.eval_tokens)
 
     def measure() -> Evaluation:
-        sequences = learner.micro_batch.sequences  # fewer than asked for, once memory has run out
-        return evaluate(learner.forward, blocks, block_bytes, sequences, learner.autocast)
+        return evaluate(learner.forward, blocks, block_bytes, learner.micro_batch, learner.autocast, beat)
 
     save = partial(save_checkpoint, folder, spec.run_id, model=learner.model, optimizer=learner.optimizer)
     state = first_state(spec, execution, folder, learner)
@@ -150,7 +158,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
 
     started = saved = time.monotonic()
     before = state.seconds
-    losses: list[Tensor] = []
+    losses = list(torch.tensor(state.window, device=learner.device))
     while state.step < spec.steps:
         loss, norm = learner.update(state.step, stream.batch(state.step))
         beat()
@@ -169,12 +177,18 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
             metrics.training(state, loss=mean, lr=rate, grad_norm=float(norm))
             if state.step in evaluate_at and state.step < spec.steps:
                 metrics.evaluation(state, measure())
-            if state.step < spec.steps and (should_stop() or time.monotonic() - saved > execution.checkpoint_seconds):
-                save(state=state)
-                saved = time.monotonic()
-                if should_stop():
-                    raise Stopped
+        is_due = time.monotonic() - saved > execution.checkpoint_seconds
+        stop, is_due = distributed.agreed(should_stop(), is_due)
+        if state.step < spec.steps and (stop or is_due):
+            state.seconds = before + time.monotonic() - started
+            state.window = torch.stack(losses).tolist() if losses else []
+            save(state=state)
+            saved = time.monotonic()
+            if stop:
+                raise Stopped
     if spec.is_trunk:
+        if execution.evaluations:
+            metrics.evaluation(state, measure())
         state.seconds = before + time.monotonic() - started
         save(state=state)
         return result_for(spec, "finished", state.step, **_seen(spec, batches), **_timing(spec, state, execution, learner))
@@ -227,11 +241,11 @@ def _diverged(
 
 
 def _timing(spec: RunSpec, state: TrainingState, execution: Execution, learner: Learner) -> dict:
-    own_tokens = (state.step - state.from_step) * spec.batch_tokens
+    own_tokens = spec.tokens_after(state.step) - spec.tokens_after(state.from_step)
     return {
         "wall_seconds": round(state.seconds, 3),
         "tokens_per_second": round(own_tokens / max(state.seconds, 1e-9), 1),
-        "device": device_name(execution.device),
+        "device": (f"{execution.ranks} x " if execution.ranks > 1 else "") + device_name(execution.device),
         "resumes": state.resumes,
         "peak_bytes": peak_bytes(execution.device),
         "micro_batch_sequences": learner.micro_batch.sequences,
@@ -255,7 +269,7 @@ HEARTBEAT_SECONDS = 5.0  # assumption: far below the minutes after which a worke
 
 
 class Heartbeat:
-    """A file that is touched while updates are made, so that a slow run is told from one that hangs."""
+    """A file that is touched while updates and evaluations are made, so that a slow run is told from one that hangs."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._last = path, -math.inf
@@ -272,7 +286,9 @@ class MetricsLog:
 
     def __init__(self, path: Path, spec: RunSpec, resume_after: int) -> None:
         """Drop the lines after step `resume_after`: the run is about to write them again."""
-        self.path, self.spec, self.flops_per_step = path, spec, spec.flops / spec.steps
+        self.path, self.spec, self.flops_per_token = path, spec, spec.flops / spec.tokens
+        if not distributed.is_first():
+            return
         kept = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -294,10 +310,13 @@ class MetricsLog:
         self._write(state, **known, gradient_square=found.square, gradient_noise=found.trace)
 
     def _write(self, state: TrainingState, **values: float) -> None:
+        if not distributed.is_first():
+            return
+        tokens = self.spec.tokens_after(state.step)
         line = {
             "step": state.step,
-            "tokens": state.step * self.spec.batch_tokens,
-            "flops": state.step * self.flops_per_step,
+            "tokens": tokens,
+            "flops": tokens * self.flops_per_token,
             **values,
             "seconds": round(state.seconds, 3),
         }
