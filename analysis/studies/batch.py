@@ -43,7 +43,7 @@ LOOSEST = 0.2
 @dataclass(frozen=True, eq=False)
 class Hyperbola:
     """At one size and loss: batches and the least steps they reach it in, float64[batch]; least_steps is S_min.
-    noise_scale: B_simple of the runs when they pass this loss, geometric mean; NaN where none was measured."""
+    noise_scale: B_simple of the runs when they pass this loss; NaN where none was measured, or chance hid it."""
 
     params: float
     loss: float
@@ -210,8 +210,8 @@ def _hyperbola(rows: Sequence[RunRow], courses: dict[str, Course], loss: float) 
         side = "above" if math.isnan(least) else "below"
         return f"the critical batch lies far {side} the batches tried {where}"
     scales = [_noise_at(courses[run], loss) for curve in curves for run in curve.run_ids]
-    scales = [scale for scale in scales if math.isfinite(scale)]
-    noise = float(np.exp(np.mean(np.log(scales)))) if scales else math.nan
+    inverse = float(np.mean([1 / scale for scale in scales if math.isfinite(scale)] or [math.nan]))
+    noise = 1 / inverse if inverse > 0 else math.nan
     return Hyperbola(rows[0].params, float(loss), batches, steps, critical, least, noise)
 
 
@@ -234,12 +234,13 @@ def fit_hyperbola(batches: np.ndarray, steps: np.ndarray) -> tuple[float, float]
 
 
 def _noise_at(course: Course, loss: float) -> float:
-    """B_simple when the run passes `loss`, log-linear in the step between its measurements; NaN beyond them."""
+    """B_simple when the run passes `loss`; NaN beyond its measurements. Between them 1/B_simple, whose noise is
+    |G|²'s and may take it below 0, is linear in the log of the step."""
     step, known = steps_to(course, loss), np.isfinite(course.noise_scale)
     at = course.step[known]
     if not known.any() or not at[0] <= step <= at[-1]:
         return math.nan
-    return float(np.exp(np.interp(math.log(step), np.log(at), np.log(course.noise_scale[known]))))
+    return 1 / float(np.interp(math.log(step), np.log(at), 1 / course.noise_scale[known]))
 
 
 # --- over losses and sizes ------------------------------------------------------------------------
