@@ -28,8 +28,11 @@ WARM = f"schedule.warmup_tokens={WARMUP}"
 SCHEDULES = {
     "branch": (TOKENS, ["schedule=trunk", WARM]),
     "cosine": (TOKENS, ["schedule=cosine", WARM]),
-    **{  # the share of a run that its decay can have goes with its length
-        f"linear-{tokens:.0f}": ([tokens], ["schedule=independent", WARM, f"schedule.decay_fraction={1 - WARMUP / tokens:.4f}"])
+    **{  # the share of a run that its decay can have goes with its length; a thousandth is left for rounding
+        f"linear-{tokens:.0f}": (
+            [tokens],
+            ["schedule=independent", WARM, f"schedule.decay_fraction={0.999 - WARMUP / tokens:.4f}"],
+        )
         for tokens in TOKENS
     },
 }
