@@ -16,7 +16,7 @@ from sweep.execute.executor import Ended, SubmitError, process_ended
 from sweep.files import RunFolder
 from sweep.hardware import oom_kills
 
-PRELOADED = ["torch", "sweep.train.train", "sweep.train.checkpoint", "sweep.train.result"]
+PRELOADED = ["torch", "sweep.train.train", "sweep.train.checkpoint", "sweep.train.ranks", "sweep.train.result"]
 """What a worker needs. None of it starts a thread or touches a GPU, so that a fork of it is as good as new."""
 
 
