@@ -82,7 +82,8 @@ def course_run(row: RunRow, courses: Mapping) -> CourseRun:
     rate = np.interp(np.arange(1, int(step[-1]) + 1), np.append(0, step), np.append(0, lr) / peak)
     warm = step[np.argmax(lr >= 0.999 * peak)]
     places = np.append((np.append(0.0, step[:-1]) + step) // 2, step[-1] - 1).astype(int)
-    forward = np.cumsum(rate)[places] * tokens[-1] / step[-1]
+    at_step = np.diff(np.interp(np.arange(len(rate) + 1), np.append(0, step), np.append(0, tokens)))  # batches may grow
+    forward = np.cumsum(rate * at_step)[places]
     fitted = step > AFTER_WARMUP * warm
     spec = parts[-1].spec.get("spec", {})
     seed = spec.get("order_seed", spec.get("seed"))

@@ -19,6 +19,10 @@ FEWEST_LENGTHS = 3
 """Token counts of a size, in the median, for the ends of runs alone to tell how the loss falls with steps.
 Assumption."""
 
+AVERAGED = 3
+"""Measurements of the noise scale that one B_crit is of: chance moves each by much, and B_crit grows as the
+loss falls. Assumption."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -31,12 +35,12 @@ class Point:
     loss: float
 
     def critical(self) -> float | None:
-        """B_crit in tokens: the last noise scale measured by then, None where there is none."""
+        """B_crit in tokens: the median of the last noise scales measured by then; None for none."""
         if self.course is None:
             return None
         scale = self.course.noise_scale[self.course.tokens <= self.tokens]
         scale = scale[np.isfinite(scale)]
-        return float(scale[-1]) if len(scale) else None
+        return float(np.median(scale[-AVERAGED:])) if len(scale) else None
 
     def published_critical(self) -> float:
         """The paper's B_crit at this loss, in the run's own tokens."""

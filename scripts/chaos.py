@@ -54,11 +54,12 @@ from sweep.plan.trunks import share
 
 TIMES = {"wall_seconds", "tokens_per_second"}
 VOCAB, SEQ = 32, 16
-LENGTHS, WIDTHS, SEEDS = (120, 180, 240), (16, 32), (0, 1)
-HANG_SECONDS = 15.0
+LENGTHS, WIDTHS, SEEDS = (120, 180, 240), (16,), (0, 1, 2, 3)
+HANG_SECONDS = 30.0
+MOST_AT_ONCE = 3  # faults before the sweep has moved again
 HELD, CHANGED = 3, 4  # exit status of a second coordinator, and of one with other code
 LOSSES = ("loss", "loss_se", "bits_per_byte")
-CALM = {"slots": 2, "log_every": 1, "checkpoint_seconds": 0.05, "longest_first": True}
+CALM = {"slots": 2, "log_every": 1, "checkpoint_seconds": 0.2, "longest_first": True}
 WANDB = """
 import time
 from pathlib import Path
@@ -123,7 +124,7 @@ def coordinate(folder: SweepFolder, corpus: Path, options: dict) -> int:
             "parent": parent_id(run),
         }  # fmt: skip
 
-    forking.PRELOADED += ["planted_faults", "chaos"]
+    forking.PRELOADED.append("planted_faults")
     paths = [str(corpus.parent / "modules"), str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     hardware.KERNEL_COUNTS = corpus.parent / "vmstat"
@@ -268,7 +269,7 @@ def other_code(sweep: Sweep) -> None:
 def other_settings(sweep: Sweep) -> None:
     """The next command runs the sweep in another way, which no result follows from."""
     sweep.running().send_signal(signal.SIGTERM)
-    choices = {"slots": [1, 2, 3], "log_every": [1, 7], "checkpoint_seconds": [0.0, 0.05, 60], "longest_first": [True, False]}
+    choices = {"slots": [1, 2, 3], "log_every": [1, 7], "checkpoint_seconds": [0.0, 0.2, 60], "longest_first": [True, False]}
     sweep.options = {name: sweep.draw.choice(values) for name, values in choices.items()}
 
 
@@ -393,7 +394,7 @@ def storm(sweep: Sweep, deck: Deck, wanted: int) -> tuple[set[str], int]:
     again after they were finished, and how many commands were given."""
     finished: dict[str, int] = {}
     again: set[str] = set()
-    commands, before = 0, stamps(sweep)
+    commands, before, at_once = 0, stamps(sweep), 0
     while True:
         if sweep.coordinator is None or sweep.coordinator.poll() is not None:
             if sweep.coordinator is not None and sweep.coordinator.returncode == 0:
@@ -405,10 +406,12 @@ def storm(sweep: Sweep, deck: Deck, wanted: int) -> tuple[set[str], int]:
             stamp = final_stamp(path)
             if stamp and finished.setdefault(path.parent.name, stamp) != stamp:
                 again.add(path.parent.name)
-        if len(sweep.struck) < wanted and stamps(sweep) != before:  # each fault meets a sweep that moves again
-            if deck.strike(sweep):
-                before = stamps(sweep)
-                print(f"  {sweep.struck[-1][0]} {sweep.struck[-1][1] or ''}", flush=True)
+        now = stamps(sweep)
+        if now != before:
+            before, at_once = now, 0
+        if len(sweep.struck) < wanted and at_once < MOST_AT_ONCE and deck.strike(sweep):
+            before, at_once = stamps(sweep), at_once + 1
+            print(f"  {sweep.struck[-1][0]} {sweep.struck[-1][1] or ''}", flush=True)
 
 
 def final_stamp(path: Path) -> int | None:
@@ -478,15 +481,21 @@ def main() -> int:
         expected = rows(calm.folder)
         sweeps, deck = 0, Deck(draw)
         while injected.total() < arguments.faults:
-            sweeps += 1
             sweep = Sweep(SweepFolder(root / f"storm{sweeps}"), root / "corpus", options, draw)
-            trained_again, given = storm(sweep, deck, arguments.faults - injected.total())
+            try:
+                trained_again, given = storm(sweep, deck, arguments.faults - injected.total())
+            except KeyboardInterrupt:  # the table is of the sweeps that have ended
+                sweep.coordinator.terminate()
+                sweep.coordinator.wait()
+                break
             found = rows(sweep.folder)
             differ = {run_id for run_id in expected if not survived(sweep, found.get(run_id), expected[run_id])}
             injected.update(name for name, _ in sweep.struck)
             lost.update(name for name, run_id in sweep.struck if differ and (run_id is None or run_id in differ))
-            commands, again = commands + given, again | trained_again
+            sweeps, commands, again = sweeps + 1, commands + given, again | trained_again
             print(f"sweep {sweeps}: {len(sweep.struck)} faults, {given} commands, {len(differ)} rows differ", flush=True)
+            for run_id in differ:
+                print(f"  {expected[run_id]}\n  {found.get(run_id)}", flush=True)
     print(f"{'fault':32}{'injected':>9}{'survived':>9}{'lost':>6}")
     for name in FAULTS:
         print(f"{name:32}{injected[name]:9}{injected[name] - lost[name]:9}{lost[name]:6}")

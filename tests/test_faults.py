@@ -423,6 +423,7 @@ TINY = [
     "scale=cpu", "+grid=product", "data=text", "data.heldout_fraction=0.3", "data.eval_tokens=512", "model.seq_len=32",
     "+grid.over.params=[2e3,4e3]", "+grid.over.tokens=[4096,8192]", "data.max_epochs=100",
     "optim.batch_tokens=512", "optim.batch_exponent=0", "executor.evaluations=0", "logger=wandb",
+    "schedule.warmup_tokens=null", "schedule.warmup_fraction=0.03",
 ]  # fmt: skip
 
 

@@ -35,11 +35,12 @@ def test_the_scale_of_a_quadratic_problem_is_the_exact_one(tokens):
     assert large.tokens == pytest.approx(trace / square, rel=0.05)
 
 
-def test_without_noise_there_is_no_scale_and_without_a_gradient_none_is_given():
+def test_what_chance_hides_is_below_0_and_without_a_gradient_there_is_no_scale():
     same = [[torch.ones(3)]] * 4
     assert noise_scale(same, 8).trace == pytest.approx(0.0, abs=1e-12) and noise_scale(same, 8).square == pytest.approx(3.0)
     opposed = [[torch.ones(3)], [-torch.ones(3)]]
-    assert noise_scale(opposed, 8).square < 0 and noise_scale(opposed, 8).tokens is None
+    assert noise_scale(opposed, 8).square < 0 and noise_scale(opposed, 8).tokens < 0
+    assert noise_scale([[torch.zeros(3)]] * 2, 8).tokens is None
     with pytest.raises(ValueError, match="two or more"):
         noise_scale(same[:1], 8)
 
@@ -53,9 +54,9 @@ def test_it_is_the_one_of_the_two_batch_sizes_of_the_paper(tiny_spec, execution,
     """Equation A.2 and A.3 term by term, with gradients that backward() leaves."""
     spec = tiny_spec()
     learner = build_learner(spec, execution)
-    batches = TokenBatches(corpus, spec.shape.seq_len, spec.batch_sequences, spec.seed)
+    batches = TokenBatches(corpus, spec.shape.seq_len, spec.batch, spec.seed)
     found = measure_noise(learner.model, batches, 5, nullcontext)
-    tokens = torch.from_numpy(np.concatenate([batches.batch(5 + i) for i in range(SEQUENCES // spec.batch_sequences)]))
+    tokens = torch.from_numpy(np.concatenate([batches.batch(5 + i) for i in range(SEQUENCES // 8)]))
 
     def squared_norm(part) -> float:
         learner.model.zero_grad()

@@ -84,8 +84,12 @@ def with_trunks(rows, raised) -> tuple[list[dict], dict]:
 
 
 def course(tokens, params, value, spec) -> Course:
-    one, none = np.array([1.0]), np.array([np.nan])
-    return Course(one, tokens * one, 6 * params * tokens * one, none, value * one, none, none, {"spec": spec})
+    """Evaluated half-way too, and with a last line that holds no loss."""
+    seen, none = np.array([0.5, 1.0, 1.0]), np.full(3, np.nan)
+    losses = np.array([2 * value, value, np.nan])
+    return Course(
+        spec["steps"] * seen, tokens * seen, 6 * params * tokens * seen, none, losses, none, none, {"spec": spec}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +127,8 @@ def test_an_arm_moves_the_exponent_by_what_its_surface_says(found):
     assert number.estimate.value == pytest.approx(expected, abs=0.03)
     assert number.estimate.lo > 0
     assert "approach 2 at 35 cells" in number.note
-    assert any("tuning moves the exponent the most" in note for note in found.notes)
+    assert any("tuning undone moves the exponent the most" in note for note in found.notes)
+    assert any("take other shares of N and C" in note for note in found.notes)  # why the scales don't compare
 
 
 def test_losses_before_the_decay_are_read_off_the_trunks_at_their_own_cost(found):
@@ -147,6 +152,19 @@ def test_losses_before_the_decay_move_the_exponent_where_the_decay_favours_large
     assert said["change of a: losses before the rate comes down"].estimate.value == pytest.approx(
         expected, abs=5e-3
     )
+
+
+def test_an_arm_whose_budgets_have_no_minimum_is_read_by_one_shape(tmp_path):
+    rows = isoflops(TRUTH, noise=0) + isoflops(TRUTH, role="arm", arm="warmup: ", noise=0)
+    for told in rows:
+        if told["role"] == "arm":  # the optimum of each budget moves beyond its largest size
+            told["loss"] = repr(float(told["loss"]) * float(told["params_non_embedding"]) ** -0.12)
+    number = numbers(load("chinchilla")(evidence(tmp_path, rows)))["change of a: one long warmup for all runs"]
+    assert "one shape for all budgets" in number.note
+    sizes = np.geomspace(1e2, 1e12, 200_001)
+    best = [sizes[np.argmin(loss(TRUTH, sizes, C / 6 / sizes) * sizes**-0.12)] for C in (BUDGETS[0], BUDGETS[-1])]
+    expected = np.log(best[1] / best[0]) / np.log(BUDGETS[-1] / BUDGETS[0]) - 0.5
+    assert number.estimate.value == pytest.approx(expected, abs=0.05)
 
 
 def test_leaving_the_head_out_raises_the_exponent_as_brute_force_says(found):
@@ -254,6 +272,12 @@ def test_the_runs_to_fit_are_those_of_the_isoflop_grid(compose):
     corpus = Corpus("f00d", 257, 10**12)
     fitted = plan([cell for cell in mine if cell.role == "fit"], corpus)
     assert [run.run_id for run in fitted] == [run.run_id for run in plan(theirs, corpus)]
+
+
+def test_a_warmup_that_is_longer_than_a_run_is_refused_by_its_key(compose):
+    config = compose("scale=cpu", "+grid=chinchilla", "grid.arms.warmup.schedule.warmup_tokens=1e6")
+    with pytest.raises(ConfigError, match="warmup of .*follows schedule.warmup_tokens"):
+        plan(cells(config, 257), Corpus("f00d", 257, 10**12))
 
 
 def test_an_arm_at_a_budget_that_is_not_there_is_refused(compose):

@@ -329,8 +329,8 @@ def _chart(tests: dict[str, Tests], stops: Sequence[Stop]) -> Chart:
     off = [100 * (run.final / best[i] - 1) for i, run in enumerate(main.runs)]
     when = [100 * ids.get(id(run), 1.0) for run in main.runs]
     return Chart(
-        "Left: how well the final loss is known after a share of a run. Middle: the dearest run, and what was predicted "
-        "of its end on the way. Right: when each run could have been stopped, by how far it ended above its budget's best.",
+        "Error by share seen: how well the final loss is known after a share of a run. The dearest run: what was predicted "
+        "of its end on the way. Which runs could stop: when, by how far each ended above the best of its budget.",
         (
             Panel("Error by share seen", "share of the run seen, %", "error of the final loss, % rms", tuple(by_share), log_x=False),
             Panel("The dearest run", "share of the run, %", "loss, nats a token", course, log_x=False),

@@ -49,7 +49,7 @@ class MetricsTail:
 def read_history(path: Path) -> list[Line]:
     """Every whole line in the order of steps; of lines for one step and kind the last one written,
     which is what a resumed worker did again. Empty where there is no file."""
-    lines: dict[tuple[int, bool], Line] = {}
+    lines: dict[tuple[int, bool, bool], Line] = {}
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def read_history(path: Path) -> list[Line]:
     for raw in text.splitlines():
         line = _parse(raw)
         if line is not None:
-            lines[line["step"], "eval_loss" in line] = line
+            lines[line["step"], "eval_loss" in line, "gradient_square" in line] = line
     return [lines[key] for key in sorted(lines)]
 
 

@@ -37,6 +37,7 @@ class ScaleConfig:
     lr_exponent: float
     beta2: float
     warmup_tokens: Optional[float]
+    warmup_fraction: Optional[float]
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
@@ -149,11 +150,11 @@ class OptimConfig:
 class ScheduleConfig:
     kind: str  # wsd | cosine
     trunk: bool  # runs of one size branch off one trunk (sweep/plan/trunks.py); wsd
-    warmup_fraction: float  # of the steps; of those that optim.follows names
+    warmup_fraction: Optional[float]  # of the tokens; of those that optim.follows names
+    warmup_tokens: Optional[float]  # in its place, one warmup for all runs
     final: float  # of the peak rate, at the end
     decay_fraction: Optional[float] = None  # of the steps; wsd
     decay: Optional[str] = None  # linear | sqrt; wsd
-    warmup_tokens: Optional[float] = None  # one warmup for all runs, in the place of warmup_fraction
 
 
 @dataclass(frozen=True)
@@ -320,16 +321,13 @@ class SweepConfig:
         and sizes may grow within one sweep; these may not change."""
         data = {key: value for key, value in dataclasses.asdict(self.data).items() if key not in RUN_ONLY}
         optim = {key: value for key, value in dataclasses.asdict(self.optim).items() if key not in RUN_ONLY}
-        schedule = dataclasses.asdict(self.schedule)
-        if self.schedule.warmup_tokens is None:
-            del schedule["warmup_tokens"]  # a sweep from before there was one keeps its name
         return {
             "grid": {"kind": self.grid.kind, **({"name": self.grid.name} if self.grid.name else {})},
             "model": dataclasses.asdict(self.model),
             "data": data,
             "tokenizer": dataclasses.asdict(self.tokenizer),
             "optim": optim,
-            "schedule": schedule,
+            "schedule": dataclasses.asdict(self.schedule),
             "seed": self.seed,
             **({} if self.order_seed is None else {"order_seed": self.order_seed}),
             "param": self.param,

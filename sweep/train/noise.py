@@ -19,15 +19,18 @@ what they cost is one large batch, and what one measurement leaves to chance a s
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """square: |G|², trace: tr(Σ) of one token's gradient, both unbiased and so possibly below 0; tokens: B_simple =
-    tr(Σ)/|G|², None where |G|² was not above 0 and chance hid it (equations 2.9 and A.1 to A.3)."""
+    """square: |G|², trace: tr(Σ) of one token's gradient, both unbiased and so possibly below 0 (appendix A.1).
+
+    tokens: B_simple = tr(Σ)/|G|² (equation 2.9). It is below 0 where chance hid |G|², and is kept so, since means of
+    1/B_simple over measurements are then unbiased; None where |G|² is 0.
+    """
 
     square: float
     trace: float
 
     @property
     def tokens(self) -> float | None:
-        return self.trace / self.square if self.square > 0 and self.trace > 0 else None
+        return self.trace / self.square if self.square else None
 
 
 def noise_scale(gradients: Iterable[Sequence[Tensor]], small_tokens: int) -> NoiseScale:

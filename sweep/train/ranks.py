@@ -34,7 +34,7 @@ from sweep.train.train import Execution, Stopped, train
 
 LOOK_SECONDS = 0.2  # assumption: how late a request to stop may be passed on; an update takes as long
 SETTLE_SECONDS = 2.0  # assumption: what one rank's end does to the others shows within this
-ORPHAN_SECONDS = 300.0  # assumption: ranks that have lost their worker agree and save a checkpoint within this
+ORPHAN_SECONDS = 120.0  # assumption: ranks that have lost their worker agree and save a checkpoint within this
 COLLECTIVE_TIMEOUT = timedelta(days=1)  # that a run hangs is seen by its coordinator (executor.hang_minutes)
 
 
@@ -73,7 +73,9 @@ def train_on_ranks(spec: RunSpec, execution: Execution, folder: RunFolder, stop:
 
 
 def _try(spec: RunSpec, execution: Execution, folder: RunFolder, stop: StopRequest) -> RunResult:
-    launcher, processes, pipes = os.getpid(), [], []
+    launcher = os.getpid()
+    processes: list[int] = []
+    pipes: list[Connection] = []
     with tempfile.TemporaryDirectory() as meeting:
         try:
             for rank in range(execution.ranks):
@@ -81,8 +83,7 @@ def _try(spec: RunSpec, execution: Execution, folder: RunFolder, stop: StopReque
                 sys.stdout.flush(), sys.stderr.flush()  # or both would write what is in them
                 process = os.fork()
                 if process == 0:
-                    stop.orphaned = lambda: os.getppid() != launcher
-                    _be(rank, f"file://{meeting}/store", spec, execution, folder, stop, writer)
+                    _be(rank, launcher, f"file://{meeting}/store", spec, execution, folder, stop, writer)
                 writer.close()
                 processes.append(process)
                 pipes.append(reader)
@@ -93,11 +94,19 @@ def _try(spec: RunSpec, execution: Execution, folder: RunFolder, stop: StopReque
 
 
 def _be(
-    rank: int, store: str, spec: RunSpec, execution: Execution, folder: RunFolder, stop: StopRequest, pipe: Connection
+    rank: int,
+    launcher: int,
+    store: str,
+    spec: RunSpec,
+    execution: Execution,
+    folder: RunFolder,
+    stop: StopRequest,
+    pipe: Connection,
 ) -> NoReturn:
     """Be this rank: train, tell the launcher what came of it, and wait to be ended with the others."""
-    threading.Thread(target=_end_with, args=(stop,), daemon=True).start()
     try:
+        stop.orphaned = lambda: os.getppid() != launcher
+        threading.Thread(target=_end_with, args=(stop,), daemon=True).start()
         try:
             device = join(rank, execution.ranks, execution.device, store)
             outcome = train(spec, replace(execution, device=device), folder, stop)
