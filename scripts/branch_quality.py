@@ -2,10 +2,10 @@
 
     python scripts/branch_quality.py [--seeds 3] [--out outputs/branch_quality] [key=value ...]
 
-Three sweeps of the same sizes, token counts and seeds: branches off trunks; independent runs at the rate and
-batch of their own D with linear decay over their whole length; the same with a cosine. For each (N, D) the mean
-loss over seeds of the branch against the better of the other two. Further arguments go to every sweep; a second
-call trains nothing again.
+The same sizes, token counts and seeds three times: branches off trunks; independent runs at the rate and batch
+of their own D, with the trunks' warmup and from there on linear decay; the same with a cosine. For each (N, D) the
+mean loss over seeds of the branch against the better of the other two. Further arguments go to every sweep; a
+second call trains nothing again.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ import csv
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 PARAMS = (13e3, 27e3, 54e3)
 TOKENS = (4e5, 8e5, 1.6e6, 3.2e6)
-WARMUP = 0.05
+WARMUP = 1.2e5  # tokens: scale.warmup_tokens
 
+WARM = f"schedule.warmup_tokens={WARMUP}"
 SCHEDULES = {
-    "branch": ["schedule=trunk"],
-    "linear": ["schedule=independent", f"schedule.decay_fraction={1 - WARMUP}", f"schedule.warmup_fraction={WARMUP}"],
-    "cosine": ["schedule=cosine", f"schedule.warmup_fraction={WARMUP}"],
+    "branch": (TOKENS, ["schedule=trunk", WARM]),
+    "cosine": (TOKENS, ["schedule=cosine", WARM]),
+    **{  # the share of a run that its decay can have goes with its length
+        f"linear-{tokens:.0f}": ([tokens], ["schedule=independent", WARM, f"schedule.decay_fraction={1 - WARMUP / tokens:.4f}"])
+        for tokens in TOKENS
+    },
 }
 
 
@@ -35,13 +40,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("outputs/branch_quality"))
     arguments, more = parser.parse_known_args()
-    losses = {name: train(name, overrides + more, arguments) for name, overrides in SCHEDULES.items()}
+    losses: dict[str, dict] = {}
+    for name, (tokens, overrides) in SCHEDULES.items():
+        losses.setdefault(name.partition("-")[0], {}).update(train(name, tokens, overrides + more, arguments))
     print(report(losses))
 
 
-def train(name: str, overrides: list[str], arguments: argparse.Namespace) -> dict[tuple[int, float], list[float]]:
+def train(
+    name: str, tokens: Sequence[float], overrides: list[str], arguments: argparse.Namespace
+) -> dict[tuple[int, float], list[float]]:
     """The sweep of one schedule; its losses by (N, D as asked for), a seed each."""
-    over = f"{{params: {list(PARAMS)}, tokens: {list(TOKENS)}, seed: {list(range(arguments.seeds))}}}"
+    over = f"{{params: {list(PARAMS)}, tokens: {list(tokens)}, seed: {list(range(arguments.seeds))}}}"
     out = arguments.out / name
     command = [
         sys.executable, "-m", "sweep", "+grid=product", "scale=cpu", "logger=none", f"+grid.over={over}", f"out={out}",

@@ -20,7 +20,7 @@ SMALL = [
     "data.eval_tokens=4096", "model.seq_len=32", "grid.budgets=[4e9,8e9]", "grid.sizes_per_budget=4",
     "grid.size_ratio=1.7", "grid.optimum_params=4e3", "grid.optimum_at_flops=1e9", "grid.extensions=0",
     "grid.target.flops=null", "data.max_epochs=50", "optim.batch_tokens=128", "optim.batch_exponent=0",
-    "executor.evaluations=0", "executor.checkpoint_seconds=0.5",
+    "executor.evaluations=0", "executor.checkpoint_seconds=0.5", "schedule.warmup_tokens=null", "schedule.warmup_fraction=0.03",
 ]  # fmt: skip
 """A grid of eight runs on trunks, a few seconds each: enough for a fit, without which a sweep ends with status 1."""
 
@@ -68,7 +68,7 @@ class SweepProcess:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def finish(self, seconds: float = 600) -> None:
+    def finish(self, seconds: float = 1800) -> None:
         """Wait for it; raises Failed unless it ends well and in time."""
         try:
             status = self.process.wait(seconds)

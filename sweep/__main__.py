@@ -29,6 +29,11 @@ def times_largest(factor: float, values: list[float]) -> float:
     return factor * max(values)
 
 
+def every(step: int, values: list[float]) -> list[float]:
+    """Resolver: the first of the values and each `step`-th after it."""
+    return OmegaConf.create(list(values[::step]))
+
+
 def follows(trunk: bool) -> str:
     """Resolver: what rate and batch follow, a run's own token count or, where runs share trunks, its size's."""
     return "size" if trunk else "run"
@@ -36,6 +41,7 @@ def follows(trunk: bool) -> str:
 
 OmegaConf.register_new_resolver("follows", follows, replace=True)
 OmegaConf.register_new_resolver("at_scale", at_scale, replace=True)
+OmegaConf.register_new_resolver("every", every, replace=True)
 OmegaConf.register_new_resolver("times_largest", times_largest, replace=True)
 
 

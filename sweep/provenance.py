@@ -20,7 +20,10 @@ from sweep.plan.schema import SweepConfig
 from sweep.plan.spec import PlannedRun
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINING_CODE = ("models", "sweep/train", "sweep/data/batches.py", "sweep/data/shards.py", "sweep/worker.py")
+TRAINING_CODE = (
+    *("models", "sweep/train", "sweep/data/batches.py", "sweep/data/shards.py", "sweep/plan/batch.py"),
+    *("sweep/plan/spec.py", "sweep/worker.py"),
+)
 """What turns a run's spec and tokens into its result."""
 DECIDES_A_LOSS = ("torch", "training_code")
 """Of `versions`: what a loss may change with by more than its last digits."""

@@ -63,7 +63,7 @@ def starts(folder: RunFolder) -> int:
     return len((folder.path / "starts").read_text().splitlines())
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Fail where `condition` does not come true: a deadline for a hang, not a measure of speed."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -160,7 +160,7 @@ def test_a_holdouts_loss_is_neither_fitted_nor_parsed_before_it_is_asked_for(tmp
 
 def test_a_role_that_means_nothing_is_refused(tmp_path):
     path = write_csv(tmp_path / "runs.csv", [{**ROWS[0], "role": "tset"}, {**ROWS[1], "role": "1"}])
-    with pytest.raises(TableError, match="'fit', 'holdout' or 'trunk'"):
+    with pytest.raises(TableError, match="'fit', 'holdout', 'trunk' or 'arm'"):
         read_table(path)
 
 

@@ -104,7 +104,7 @@ def sweep(cwd, *arguments):
 
 def test_a_grid_of_one_s_own_as_docs_say(tmp_path):
     text = (ROOT / "docs" / "add_a_grid.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 35
+    assert len(text.splitlines()) < 32
     yaml, python = re.findall(r"```(?:yaml|python)\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "my" / "grid").mkdir(parents=True)
     (tmp_path / "my" / "grid" / "depth.yaml").write_text(yaml)
@@ -112,7 +112,8 @@ def test_a_grid_of_one_s_own_as_docs_say(tmp_path):
     command = re.search(r"^    python -m sweep (.*)$", text, flags=re.MULTILINE).group(1).split()
     tiny = ["scale=cpu", "device=cpu", "data=synthetic", "data.vocab_size=64", "data.cache=cache", "data.eval_tokens=1024",
             "data.heldout_fraction=0.3", "model.seq_len=32", "grid.params=4e3", "grid.tokens=1.6e4", "out=out",
-            "optim.batch_tokens=128", "optim.batch_exponent=0", "logger=none", "executor.evaluations=0"]  # fmt: skip
+            "optim.batch_tokens=128", "optim.batch_exponent=0", "logger=none", "executor.evaluations=0",
+            "schedule.warmup_tokens=null", "schedule.warmup_fraction=0.03"]  # fmt: skip
     done = sweep(tmp_path, *command, *tiny)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Depth: " in done.stdout and "layers are best." in done.stdout

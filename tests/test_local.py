@@ -216,6 +216,24 @@ def test_a_forked_worker_outlives_its_coordinator_by_no_more_than_a_checkpoint(r
     assert last_step(real_run.metrics) < 1000 and not real_run.result.exists()
 
 
+def test_a_worker_does_not_run_the_script_again_that_its_coordinator_is(tmp_path, real_run):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        f"with open({str(tmp_path / 'read')!r}, 'a') as file: file.write(__name__ + ' ')\n"
+        "if __name__ == '__main__':\n"
+        "    import time\n    from sweep.execute.forking import fork_worker\n    from sweep.files import RunFolder\n"
+        f"    job = fork_worker(RunFolder(Path({str(real_run.path)!r})), {{}}, {{}})\n"
+        "    while job.poll() is None: time.sleep(0.05)\n"
+    )
+    request = read_json(real_run.spec)
+    write_json(real_run.spec, request | {"execution": request["execution"] | {"data_folder": "/no/such"}})
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE_ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(script)], check=True, env=environment)
+    assert read_json(real_run.result)["status"] == "failed"  # it did run
+    assert (tmp_path / "read").read_text() == "__main__ "
+
+
 def test_packed_runs_are_the_lone_ones_bit_for_bit_and_one_s_failure_is_its_own(tmp_path, real_run, tiny_spec):
     request, specs = read_json(real_run.spec), [tiny_spec(seed=seed, steps=40) for seed in range(3)]
 

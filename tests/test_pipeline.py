@@ -20,7 +20,7 @@ SMALL = [
     "scale=cpu", "+grid=isoflop", "logger=none", "data=text", "data.heldout_fraction=0.2", "data.eval_tokens=4096",
     "model.seq_len=32", "grid.budgets=[1e9,2e9,4e9]", "grid.sizes_per_budget=3", "grid.size_ratio=2.2",
     "grid.optimum_params=4e3", "grid.optimum_at_flops=1e9", "grid.extensions=1", "data.max_epochs=20",
-    "optim.batch_tokens=128", "optim.batch_exponent=0", "executor.evaluations=0",
+    "optim.batch_tokens=128", "optim.batch_exponent=0", "executor.evaluations=0", "schedule.warmup_tokens=null", "schedule.warmup_fraction=0.03",
 ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_branches_are_the_runs_that_were_never_branched(corpus, undisturbed, tmp
     reference, cache, _ = undisturbed
     out = tmp_path / "independent"
     unbranched = [
-        "schedule=independent", "schedule.warmup_fraction=0.03", "optim.follows=size", "grid.target.flops=null",
+        "schedule=independent", "optim.follows=size", "grid.target.flops=null",
     ]  # fmt: skip
     assert sweep(corpus, cache, out, *unbranched).returncode == 0
     branched = [row | {"parent": ""} for row in rows(reference) if row["role"] == "fit"]
@@ -210,7 +210,7 @@ def test_plan_only_launches_nothing(corpus, cache, tmp_path):
         (["data.max_epochs=0.01"], ["data.max_epochs=0.01", "tokens", "Nothing was launched"]),
         (["data.eval_tokens=100000000"], ["eval_tokens", "held-out", "Nothing was launched"]),
         (["grid.target.params=1e12"], ["grid.target.params", "Nothing was launched"]),
-        (["grid.sizes=[1e10]", "grid.budgets=[1e20]", "schedule.warmup_fraction=0"], ["need", "Nothing was launched"]),
+        (["grid.sizes=[1e10]", "grid.budgets=[1e20]", "schedule.warmup_fraction=0", "schedule.warmup_tokens=null"], ["need", "Nothing was launched"]),
         (["data.path=/no/such/place"], ["/no/such/place", "Nothing was launched"]),
         (["tokenizer=file", "tokenizer.path=/etc/hostname"], ["/etc/hostname", "Nothing was launched"]),
         (["device=cuda"], ["device", "Nothing was launched"]),

@@ -54,6 +54,7 @@ def test_further_options_of_sbatch_pass_through(compose):
         (["executor.gpus_per_run=2", "executor.per_device=2"], "executor.per_device"),
         (["executor.shard=true"], "means nothing without executor.gpus_per_run of 2 or more"),
         (["executor.gpus_per_run=2", "executor.shard=true", "optim=muon"], "optim=muon wants whole matrices"),
+        (["executor.gpus_per_run=2", "executor.noise_scales=1"], "executor.noise_scales: .* executor.shard=false"),
         (["executor=slurm", "executor.time=5"], "executor.checkpoint_minutes"),
         (["executor=runs"], "executor: nothing chosen"),
     ],

@@ -13,7 +13,9 @@ from sweep.plan.schema import ConfigError
 
 VOCAB = 257
 PLENTY = Corpus("f00d", VOCAB, 10**12)
-ISOFLOP = ("scale=cpu", "+grid=isoflop", "grid.budgets=[1e11,1e12]")
+ISOFLOP = (
+    "scale=cpu", "+grid=isoflop", "grid.budgets=[1e11,1e12]", "schedule.warmup_tokens=null", "schedule.warmup_fraction=0.05",
+)  # fmt: skip
 
 
 def cell(config, tokens: float, width: int = 48, seed: int = 0) -> Cell:
@@ -86,7 +88,7 @@ def test_on_a_trunk_rate_batch_decay_and_warmup_follow_the_size_alone(compose):
     assert (short.optim, short.batch) == (long.optim, long.batch)
     assert short.schedule.warmup_steps == long.schedule.warmup_steps
     followed = 25 * count_parameters(wide.shape).non_embedding
-    own = compose(*ISOFLOP, "schedule=independent", f"schedule.warmup_fraction={config.schedule.warmup_fraction}")
+    own = compose(*ISOFLOP, "schedule=independent")
     alone = plan([cell(own, followed, 96)], PLENTY)[0].spec  # as an independent run of so many tokens
     assert wide.optim.lr == pytest.approx(alone.optim.lr)
     warmup = wide.tokens_after(wide.schedule.warmup_steps)

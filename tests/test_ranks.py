@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,16 +16,17 @@ import torch
 from execution_helpers import alive, wait_for
 from safetensors.torch import load_file
 
+from models import decoder
 from sweep import worker
-from sweep.files import RunFolder, read_json, write_json
-from sweep.train import distributed
+from sweep.execute.coordinator import execute
+from sweep.execute.executor import Ended
+from sweep.files import RunFolder, SweepFolder, read_json, write_json
+from sweep.plan.spec import PlannedRun
+from sweep.train import distributed, measure
 from sweep.train import train as module
 from sweep.train.checkpoint import HEADER_BYTES
 from sweep.train.ranks import RankLost, train_on_ranks
-from sweep.train.train import Execution, Stopped, train
-
-STEPS = 150
-"""Half a second where nothing else runs: long enough to be interrupted."""
+from sweep.train.train import Execution, Learner, Stopped, train
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks in Linux's /proc")
 
@@ -89,7 +91,9 @@ def assert_same(folder: RunFolder, result, expected) -> None:
 
 
 @pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
-def test_two_ranks_make_the_updates_of_one_process(spec, execution, alone, tmp_path, shard):
+def test_two_ranks_make_the_updates_of_one_process(spec, execution, alone, tmp_path, monkeypatch, shard):
+    """With logits made in parts, as for a large vocabulary."""
+    monkeypatch.setattr(decoder, "LOGITS_BYTES", 10 * 4 * spec.shape.vocab_size)
     result = train_on_ranks(spec, replace(execution, ranks=2, shard=shard), RunFolder(tmp_path), Left())
     assert_same(RunFolder(tmp_path), result, alone)
     assert (result.status, result.device, result.micro_batch_sequences) == ("finished", "2 x cpu", 2)
@@ -160,14 +164,34 @@ def test_what_goes_wrong_on_one_rank_is_raised_as_it_is(spec, execution, tmp_pat
     assert "on rank 1:" in caught.value.__notes__[0] and "in failing" in caught.value.__notes__[0]
 
 
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are two GPUs here")
+def test_more_ranks_than_gpus_are_refused(spec, execution, tmp_path):
+    with pytest.raises(ValueError, match=r"a run of 2 GPUs sees \d here; lower executor.gpus_per_run"):
+        train_on_ranks(spec, replace(execution, ranks=2, device="cuda"), RunFolder(tmp_path), Left())
+
+
+def test_what_is_measured_for_several_ranks_is_one_s_part_and_a_bound(spec, execution, monkeypatch):
+    seen = []
+    real = Learner.update
+    monkeypatch.setattr(Learner, "update", lambda self, step, tokens: seen.append(len(tokens)) or real(self, step, tokens))
+    monkeypatch.setattr(measure, "MOST_STEPS", 2)
+    timing = measure.measure(spec, replace(execution, ranks=2))
+    assert set(seen) == {4} and timing.batch_tokens == spec.batch_tokens and timing.is_bound
+    one, two = measure.bound(spec, 1e9, 1, 1), measure.bound(spec, 1e9, 2, 2)
+    assert one.seconds_per_step == 2 * two.seconds_per_step and one.peak_bytes == 2 * two.peak_bytes
+
+
 @pytest.fixture
-def requested(spec, execution, tmp_path) -> RunFolder:
-    """A run of seconds, of which a worker is asked to make every update on two ranks."""
-    long = replace(spec, steps=STEPS)
-    folder = RunFolder(tmp_path / "run")
-    at = asdict(replace(execution, ranks=2, checkpoint_seconds=0.05, evaluations=0))
-    write_json(folder.spec, {"run_id": long.run_id, "spec": long.to_json(), "execution": at})
-    return folder
+def request_run(spec, execution, tmp_path):
+    """request_run(steps): the folder of a run that a worker is asked to make on two ranks."""
+
+    def requested(steps: int) -> RunFolder:
+        long, folder = replace(spec, steps=steps), RunFolder(tmp_path / "run")
+        at = asdict(replace(execution, ranks=2, checkpoint_seconds=0.05, evaluations=0))
+        write_json(folder.spec, {"run_id": long.run_id, "spec": long.to_json(), "execution": at})
+        return folder
+
+    return requested
 
 
 def start(folder: RunFolder) -> int:
@@ -195,24 +219,63 @@ def logged(folder: RunFolder) -> int:
 
 
 @LINUX
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_ends_the_worker_without_a_result_and_the_run_goes_on(requested, victim):
+def test_told_to_stop_the_ranks_checkpoint_and_a_killed_one_ends_the_worker_as_it_would_end_itself(
+    request_run,
+):
+    requested = request_run(2000)  # seconds, to be interrupted in
     process = start(requested)
-    wait_for((requested.checkpoint / "state.pt").exists, 60)
-    both = ranks_of(process)
-    os.kill(both[victim], signal.SIGKILL)
-    assert ended(process) == -signal.SIGKILL  # as one process would have, for the coordinator to start it again
-    assert not any(map(alive, both)) and not requested.result.exists()
-    assert f"rank {victim} was lost" in requested.log.read_text()
+    wait_for(lambda: logged(requested) > 5, 60)
+    os.kill(process, signal.SIGTERM)
+    assert ended(process) == worker.EX_TEMPFAIL and not requested.result.exists()
+    assert (requested.checkpoint / "state.pt").exists()
 
     process, before = start(requested), logged(requested)
     wait_for(lambda: logged(requested) > before, 60)
-    os.kill(process, signal.SIGTERM)
-    assert ended(process) == worker.EX_TEMPFAIL and not requested.result.exists()
+    both = ranks_of(process)
+    os.kill(both[0], signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
+    assert not any(map(alive, both)) and not requested.result.exists()
+    assert "rank 0 was lost" in requested.log.read_text()
+
+
+class Here:
+    """An executor of one worker at a time, forked from here; kills rank 1 of the first one."""
+
+    capacity = 1
+
+    def __init__(self) -> None:
+        self.started, self.status = [], None
+
+    def adopt(self, folder: RunFolder) -> None:
+        return None
+
+    def submit(self, folder: RunFolder) -> Here:
+        self.folder, self.status = folder, None
+        self.started.append(start(folder))
+        return self
+
+    def poll(self) -> Ended | None:
+        done, status = (0, 0) if self.status else os.waitpid(self.started[-1], os.WNOHANG)
+        if done:
+            self.status = Ended(os.waitstatus_to_exitcode(status))
+        elif len(self.started) == 1 and (self.folder.checkpoint / "state.pt").exists():
+            with suppress(IndexError, ProcessLookupError):  # it is dead already
+                os.kill(ranks_of(self.started[0])[1], signal.SIGKILL)
+        return self.status
 
 
 @LINUX
-def test_when_the_worker_is_killed_its_ranks_checkpoint_and_end_and_hold_its_lock_until_then(requested):
+def test_a_run_of_which_a_rank_was_killed_is_started_again_and_goes_on(spec, execution, alone, tmp_path):
+    place = Here()
+    at = {**asdict(execution), "ranks": 2, "checkpoint_seconds": 0.0}
+    (outcome,) = execute(SweepFolder(tmp_path), [PlannedRun(spec, "here")], place, lambda run: at, poll_seconds=0.01)
+    assert (outcome.status, outcome.attempts, len(place.started)) == ("finished", 2, 2)
+    assert outcome.result["resumes"] == 1 and outcome.result["loss"] == pytest.approx(alone[0].loss, abs=1e-5)
+
+
+@LINUX
+def test_when_the_worker_is_killed_its_ranks_checkpoint_and_end_and_hold_its_lock_until_then(request_run):
+    requested = request_run(60)
     process = start(requested)
     wait_for(lambda: logged(requested) > 5, 60)
     both = ranks_of(process)
@@ -224,7 +287,7 @@ def test_when_the_worker_is_killed_its_ranks_checkpoint_and_end_and_hold_its_loc
     assert ended(again) == 0
     result = read_json(requested.result)
     assert (result["status"], result["resumes"], result["device"]) == ("finished", 1, "2 x cpu")
-    assert [line["step"] for line in lines(requested) if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines(requested) if "loss" in line] == list(range(1, 61))
     assert [path.name for path in requested.checkpoint.iterdir()] == ["model.safetensors"]
 
 

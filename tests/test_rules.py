@@ -11,7 +11,9 @@ from sweep.plan.checks import CHOICES, ConfigError
 
 VOCAB = 257
 PLENTY = Corpus("f00d", VOCAB, 10**15)
-CPU = ("scale=cpu", "+grid=isoflop", "schedule=independent")
+CPU = (
+    "scale=cpu", "+grid=isoflop", "schedule=independent", "schedule.warmup_tokens=null", "schedule.warmup_fraction=0.05",
+)  # fmt: skip
 
 
 def cell(config, tokens: float, width: int = 48) -> Cell:

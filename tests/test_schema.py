@@ -75,7 +75,9 @@ def test_groups_follow_the_scale_and_each_key_can_be_set(compose):
         # inconsistent
         (["model.seq_len=100"], "data.eval_tokens"),  # no whole number of sequences
         (["data.eval_tokens=128", "model.seq_len=128"], "data.eval_tokens"),  # one has no standard error
-        (["schedule.warmup_fraction=0.9"], "schedule"),
+        (["schedule.warmup_fraction=0.9", "schedule.warmup_tokens=null"], "schedule: warmup_fraction and decay_fraction exceed"),
+        (["schedule.warmup_fraction=0.1"], "schedule: warmup_fraction=0.1 and"),
+        (["schedule.warmup_tokens=null"], "schedule: warmup_fraction=None and"),
         (["schedule.decay=null"], "schedule"),
         (["schedule=cosine", "+schedule.decay=sqrt"], "schedule"),
         (["+tokenizer.vocab_size=512"], "tokenizer.vocab_size"),

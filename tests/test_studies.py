@@ -110,6 +110,17 @@ def test_a_foreign_table_gets_the_studies_that_are_asked_for(tmp_path, own, caps
         entry.run(entry.as_request({**config, "studies": ["nosuch"]}))
 
 
+def test_a_sweep_s_folder_shows_the_same_sections_whoever_asks(tmp_path, own, capsys):
+    folder = folder_with(tmp_path, rows_of(sweep(0.003))[::12], [own])
+    config = {"runs": str(folder), "out": None, "columns": {}, "law": "auto", "targets": None,
+              "target": dict.fromkeys(("params", "tokens", "flops")), "studies": [],
+              "min_tokens_per_param": None, "min_steps": None}  # fmt: skip
+    entry.run(entry.as_request(config))
+    assert "Mean loss: The mean is" in capsys.readouterr().out
+    page = (folder / "report" / "index.html").read_text()
+    assert steps.analyse(folder).findings[0].found in page
+
+
 def test_an_unknown_study_or_a_module_without_one_is_refused(own):
     with pytest.raises(StudyError, match="package.module"):
         load("own.nothing")

@@ -40,7 +40,8 @@ def embedding(params):
 
 def row(run_id, role, group, params, tokens, value, **more) -> dict:
     return {
-        "run_id": run_id, "role": role, "group": group, "status": "finished", "flops": repr(float(6 * params * tokens)),
+        "run_id": run_id, "role": role, "group": group, "status": "finished",
+        "flops": repr(float(6 * params * tokens)),
         "params_non_embedding": repr(float(params)), "params_total": repr(float(params + embedding(params))),
         "tokens": repr(float(tokens)), "loss": "" if value is None else repr(float(value)), **more,
     }  # fmt: skip
@@ -67,8 +68,8 @@ def numbers(finding) -> dict:
 
 
 def with_trunks(rows, raised) -> tuple[list[dict], dict]:
-    """The rows with their trunks' segments, and the courses of both: a trunk ends at TRUNK of its run's tokens, where
-    its loss lies above the final one by the factor raised(params)."""
+    """The rows with their trunks' segments, and the courses of both: a trunk ends at TRUNK of its run's
+    tokens, where its loss lies above the final one by the factor raised(params)."""
     trunks, courses = [], {}
     for told in rows:
         params, tokens = float(told["params_non_embedding"]), float(told["tokens"])
@@ -83,13 +84,18 @@ def with_trunks(rows, raised) -> tuple[list[dict], dict]:
 
 
 def course(tokens, params, value, spec) -> Course:
-    one, none = np.array([1.0]), np.array([np.nan])
-    return Course(one, tokens * one, 6 * params * tokens * one, none, value * one, none, none, {"spec": spec})
+    """Evaluated half-way too, and with a last line that holds no loss."""
+    seen, none = np.array([0.5, 1.0, 1.0]), np.full(3, np.nan)
+    losses = np.array([2 * value, value, np.nan])
+    return Course(
+        spec["steps"] * seen, tokens * seen, 6 * params * tokens * seen, none, losses, none, none, {"spec": spec}
+    )
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Runs to fit, an arm whose alpha is lower, and trunks whose losses stand above by one factor for all sizes."""
+    """Runs to fit, an arm whose alpha is lower, and trunks whose losses stand above by one factor for all
+    sizes."""
     fitted = isoflops(TRUTH)
     trunks, courses = with_trunks(fitted, lambda params: 1.05)
     arm = isoflops(UNTUNED, role="arm", arm="tuning: ", seed=1)
@@ -102,8 +108,14 @@ def test_three_approaches_find_the_exponents(found):
         for name in ("a", "b"):
             number = said[f"{name}, approach {approach}"]
             assert number.estimate.value == pytest.approx(0.5, abs=within)
-            assert "Hoffmann et al. 2022, table 2" in number.published and "Kaplan et al. 2020" in number.published
-    assert said["a, approach 2: isoFLOP"].published == "0.49, Hoffmann et al. 2022, table 2; 0.73, Kaplan et al. 2020, table 6"
+            assert (
+                "Hoffmann et al. 2022, table 2" in number.published
+                and "Kaplan et al. 2020" in number.published
+            )
+    assert (
+        said["a, approach 2: isoFLOP"].published
+        == "0.49, Hoffmann et al. 2022, table 2; 0.73, Kaplan et al. 2020, table 6"
+    )
     assert "0.73 lies outside all of them" in found.found and "inside 3 of 3" in found.found
     assert "Ten times the compute" in found.means and "5.4 times the parameters" in found.means
 
@@ -115,7 +127,8 @@ def test_an_arm_moves_the_exponent_by_what_its_surface_says(found):
     assert number.estimate.value == pytest.approx(expected, abs=0.03)
     assert number.estimate.lo > 0
     assert "approach 2 at 35 cells" in number.note
-    assert any("tuning moves a the most" in note for note in found.notes)
+    assert any("tuning undone moves the exponent the most" in note for note in found.notes)
+    assert any("take other shares of N and C" in note for note in found.notes)  # why the scales don't compare
 
 
 def test_losses_before_the_decay_are_read_off_the_trunks_at_their_own_cost(found):
@@ -129,10 +142,29 @@ def test_losses_before_the_decay_move_the_exponent_where_the_decay_favours_large
     trunks, courses = with_trunks(fitted, lambda params: (params / 1e4) ** 0.02)
     said = numbers(load("chinchilla")(evidence(tmp_path, [*fitted, *trunks], courses)))
     sizes = np.geomspace(1e2, 1e9, 100_001)
-    best = [sizes[np.argmin(loss(TRUTH, sizes, C / 6 / sizes) * sizes**0.02)] for C in (BUDGETS[0], BUDGETS[-1])]
+    best = [
+        sizes[np.argmin(loss(TRUTH, sizes, C / 6 / sizes) * sizes**0.02)] for C in (BUDGETS[0], BUDGETS[-1])
+    ]
     expected = np.log(best[1] / best[0]) / np.log(BUDGETS[-1] / BUDGETS[0]) - 0.5
-    assert expected < -0.01  # curves flatten with C, so that their minima move the further, the larger the budget
-    assert said["change of a: losses before the rate comes down"].estimate.value == pytest.approx(expected, abs=5e-3)
+    assert (
+        expected < -0.01
+    )  # curves flatten with C, so that their minima move the further, the larger the budget
+    assert said["change of a: losses before the rate comes down"].estimate.value == pytest.approx(
+        expected, abs=5e-3
+    )
+
+
+def test_an_arm_whose_budgets_have_no_minimum_is_read_by_one_shape(tmp_path):
+    rows = isoflops(TRUTH, noise=0) + isoflops(TRUTH, role="arm", arm="warmup: ", noise=0)
+    for told in rows:
+        if told["role"] == "arm":  # the optimum of each budget moves beyond its largest size
+            told["loss"] = repr(float(told["loss"]) * float(told["params_non_embedding"]) ** -0.12)
+    number = numbers(load("chinchilla")(evidence(tmp_path, rows)))["change of a: one long warmup for all runs"]
+    assert "one shape for all budgets" in number.note
+    sizes = np.geomspace(1e2, 1e12, 200_001)
+    best = [sizes[np.argmin(loss(TRUTH, sizes, C / 6 / sizes) * sizes**-0.12)] for C in (BUDGETS[0], BUDGETS[-1])]
+    expected = np.log(best[1] / best[0]) / np.log(BUDGETS[-1] / BUDGETS[0]) - 0.5
+    assert number.estimate.value == pytest.approx(expected, abs=0.05)
 
 
 def test_leaving_the_head_out_raises_the_exponent_as_brute_force_says(found):
@@ -164,7 +196,9 @@ def test_a_table_without_the_second_count_or_courses_says_what_cannot_be_told(tm
     rows = [replace_total(r) for r in isoflops(TRUTH)]
     said = numbers(load("chinchilla")(evidence(tmp_path, rows)))
     assert "does not count N both" in said["change of a: no head in N and C, C = 6·N·D"].note
-    assert "no trunk of these runs was evaluated" in said["change of a: losses before the rate comes down"].note
+    assert (
+        "no trunk of these runs was evaluated" in said["change of a: losses before the rate comes down"].note
+    )
 
 
 def replace_total(told: dict) -> dict:
@@ -172,10 +206,14 @@ def replace_total(told: dict) -> dict:
 
 
 def test_curves_without_a_minimum_refuse_approach_2_with_the_reason(tmp_path):
-    """Sizes all larger than the best: approaches 1 and 2 would read the grid; 3 needs no minimum among the runs."""
+    """Sizes all larger than the best: approaches 1 and 2 would read the grid; 3 needs no minimum among the
+    runs."""
     rows = isoflops(TRUTH, around={**TRUTH, "A": 60 * 4**0.8})
     said = numbers(load("chinchilla")(evidence(tmp_path, rows)))
-    for approach, reason in (("1: envelope", "follows the sizes that were run"), ("2: isoFLOP", "0 of 5 are")):
+    for approach, reason in (
+        ("1: envelope", "follows the sizes that were run"),
+        ("2: isoFLOP", "0 of 5 are"),
+    ):
         number = said[f"a, approach {approach}"]
         assert number.estimate is None and reason in number.note
     assert said["a, approach 3: parametric"].estimate.value == pytest.approx(0.5, abs=0.05)
@@ -184,7 +222,9 @@ def test_curves_without_a_minimum_refuse_approach_2_with_the_reason(tmp_path):
 def test_where_no_approach_can_be_had_each_reason_is_given(tmp_path):
     """Larger is always worse: nothing has an optimum."""
     rows = isoflops({**TRUTH, "A": 1e-9}, around=TRUTH, noise=0)
-    with pytest.raises(ValueError, match="approach 1: .*follows the sizes.*approach 2: .*approach 3: .*at bound"):
+    with pytest.raises(
+        ValueError, match="approach 1: .*follows the sizes.*approach 2: .*approach 3: .*at bound"
+    ):
         load("chinchilla")(evidence(tmp_path, rows))
 
 
@@ -196,7 +236,9 @@ def test_each_arm_has_the_budgets_own_cells_made_its_way(compose, scale, vocab_s
     config = compose(f"scale={scale}", "+grid=chinchilla")
     planned = cells(config, vocab_size)
     runs = plan(planned, Corpus("f00d", vocab_size, 10**12))
-    base = {(cell.group, cell.shape): run for cell, run in zip(planned, runs, strict=True) if cell.role == "fit"}
+    base = {
+        (cell.group, cell.shape): run for cell, run in zip(planned, runs, strict=True) if cell.role == "fit"
+    }
     assert len(config.grid.arm_budgets) >= 3
     for arm in ("warmup", "tuning"):
         made = {
@@ -208,8 +250,10 @@ def test_each_arm_has_the_budgets_own_cells_made_its_way(compose, scale, vocab_s
         for key, run in made.items():
             other = base[key].spec
             if arm == "warmup":
-                tokens = run.spec.schedule.warmup_steps * run.spec.batch_tokens
-                assert tokens == pytest.approx(config.grid.arms["warmup"]["schedule"]["warmup_tokens"], rel=0.01)
+                tokens = run.spec.tokens_after(run.spec.schedule.warmup_steps)
+                assert tokens == pytest.approx(
+                    config.grid.arms["warmup"]["schedule"]["warmup_tokens"], rel=0.01
+                )
                 warm = replace(run.spec.schedule, warmup_steps=other.schedule.warmup_steps)
                 assert replace(run.spec, schedule=warm) == other
             else:
@@ -228,6 +272,12 @@ def test_the_runs_to_fit_are_those_of_the_isoflop_grid(compose):
     corpus = Corpus("f00d", 257, 10**12)
     fitted = plan([cell for cell in mine if cell.role == "fit"], corpus)
     assert [run.run_id for run in fitted] == [run.run_id for run in plan(theirs, corpus)]
+
+
+def test_a_warmup_that_is_longer_than_a_run_is_refused_by_its_key(compose):
+    config = compose("scale=cpu", "+grid=chinchilla", "grid.arms.warmup.schedule.warmup_tokens=1e6")
+    with pytest.raises(ConfigError, match="warmup of .*follows schedule.warmup_tokens"):
+        plan(cells(config, 257), Corpus("f00d", 257, 10**12))
 
 
 def test_an_arm_at_a_budget_that_is_not_there_is_refused(compose):

@@ -1,4 +1,5 @@
-"""Kaplan's laws on runs of known truth: exponents are found, and a law whose assumption fails gives its reason instead."""
+"""Kaplan's laws on runs of known truth: exponents are found, and a law whose assumption fails gives its
+reason instead."""
 
 from __future__ import annotations
 
@@ -125,7 +126,8 @@ STEPS = {"N_c": 3e6, "S_c": 900.0, "alpha_N": 0.12, "alpha_S": 0.7}
 
 
 def steps_at(batch, critical):
-    """Sizes x S_min on equation 1.6, with the tokens that a batch above no and below some critical one takes."""
+    """Sizes x S_min on equation 1.6, with the tokens that a batch above no and below some critical one
+    takes."""
     params, least = rectangle(SIZES[:6], np.geomspace(1e3, 1e5, 6))
     loss = KAPLAN_STEPS.loss_at(STEPS, params=params, tokens=least)
     return params, least * (1 + critical(loss) / batch) * batch, loss
@@ -142,7 +144,8 @@ def test_steps_follow_the_paper_s_critical_batch_where_none_is_measured(tmp_path
 
 
 def test_steps_of_evaluations_under_way_follow_the_measured_noise_scale(tmp_path):
-    """Each size has one run; its evaluations at the constant rate are the points, those in its warmup and decay not."""
+    """Each size has one run; its evaluations at the constant rate are the points, those in its warmup and
+    decay not."""
     batch, measured = 2048.0, 30_000.0
     params, tokens, loss = steps_at(batch, lambda loss: measured)
     courses, ends = {}, []
@@ -159,9 +162,14 @@ def test_steps_of_evaluations_under_way_follow_the_measured_noise_scale(tmp_path
         )  # fmt: skip
         ends.append((size, seen[-1], evaluated[-1]))
     size, seen, last = map(np.array, zip(*ends, strict=True))
-    extra = np.array([[3e3, 3e6, 3.0], [5e6, 1e8, 2.0]])  # the surface that tells what is ample takes more sizes
+    extra = np.array(
+        [[3e3, 3e6, 3.0], [5e6, 1e8, 2.0]]
+    )  # the surface that tells what is ample takes more sizes
     given = evidence(
-        tmp_path, *(np.append(a, b) for a, b in zip((size, seen, last), extra.T, strict=True)), courses, batch_tokens=batch
+        tmp_path,
+        *(np.append(a, b) for a, b in zip((size, seen, last), extra.T, strict=True)),
+        courses,
+        batch_tokens=batch,
     )
     said = numbers(load("kaplan")(given))
     number = said["alpha_S of L(N, S_min), N non-embedding"]
@@ -179,11 +187,15 @@ def test_the_grid_has_ample_data_and_ample_size_and_no_dear_corner(compose, scal
     config = compose(f"scale={scale}", "+grid=kaplan")
     planned = cells(config, vocab_size)
     assert config.grid.studies == ["kaplan"] and config.schedule.trunk and config.executor.evaluations
-    assert all(cell.tokens * training_flops_per_token(cell.shape) <= config.grid.max_flops for cell in planned)
+    assert all(
+        cell.tokens * training_flops_per_token(cell.shape) <= config.grid.max_flops for cell in planned
+    )
     ratios = [cell.tokens / cell.params for cell in planned]
     assert min(ratios) < 5 and max(ratios) > 500
     runs = plan(planned, Corpus("f00d", vocab_size, 10**12))
-    assert len({(run.spec.batch_tokens, run.spec.optim.lr, run.spec.schedule.warmup_steps) for run in runs}) == 1
+    assert (
+        len({(run.spec.batch_tokens, run.spec.optim.lr, run.spec.schedule.warmup_steps) for run in runs}) == 1
+    )
     shared = share(runs)
     assert len(shared.trunks) == len(runs)
     assert own_flops([*shared.trunks, *shared.runs]) < most

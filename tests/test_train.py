@@ -415,6 +415,19 @@ def test_a_branch_counts_its_own_time_and_its_whole_compute(tiny_spec, execution
     assert result["resumes"] == 0
 
 
+def test_a_trunk_is_evaluated_at_its_end_where_runs_are_on_their_way(tiny_spec, execution, tmp_path):
+    """Nothing of what goes on from it depends on that."""
+    spec = tiny_spec(steps=40, schedule=BRANCHING)
+    trunk, seen, losses = trunk_of(spec), {}, set()
+    for evaluations in (0, 1):
+        root = tmp_path / str(evaluations)
+        losses.add(read_json(branched(spec, replace(execution, evaluations=evaluations), root, (32,)).result)["loss"])
+        seen[evaluations] = [line for line in metrics(RunFolder(root / trunk.run_id)) if "eval_loss" in line]
+    assert len(losses) == 1 and not seen[0]
+    assert [line["step"] for line in seen[1]] == [16, 32]
+    assert min(losses) < seen[1][-1]["eval_loss"] < seen[1][0]["eval_loss"]
+
+
 def test_a_branch_whose_trunk_left_no_checkpoint_makes_all_its_updates(tiny_spec, execution, tmp_path):
     spec = tiny_spec(steps=40, schedule=BRANCHING)
     expected = train(spec, execution, RunFolder(tmp_path / "whole"), never)

@@ -82,7 +82,7 @@ def test_a_budget_that_is_added_does_not_change_the_runs_that_are_there(compose)
 def test_what_trunks_save_follows_from_the_ratio_of_the_budgets(compose, ratio, most):
     """The shares that cooldowns of a fifth leave in the limit of many budgets: 0.8·(1 - 1/r) + 0.2."""
     budgets = [1e12 * ratio**-i for i in range(12)]
-    config = compose("scale=cpu", "+grid=isoflop", f"grid.budgets={budgets}", "grid.sizes=[3e4]", "schedule.warmup_fraction=0")
+    config = compose("scale=cpu", "+grid=isoflop", f"grid.budgets={budgets}", "grid.sizes=[3e4]", "schedule.warmup_tokens=1")
     shared = share([replace(run, role="fit") for run in plan(cells(config, VOCAB)[:8], PLENTY)])
     share_left = own_flops([*shared.trunks, *shared.runs]) / whole_flops(shared.runs)
     assert share_left <= most

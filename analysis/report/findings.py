@@ -132,6 +132,6 @@ def _tick(value: float) -> str:
     return words.power_of_ten(value) if value >= 1e10 or 0 < value < 1e-3 else f"{value:g}"
 
 
-def sentences(findings: Sequence[Finding]) -> str:
+def leading(findings: Sequence[Finding]) -> str:
     """What stands in the report's first lines where no law was fitted: the first study's result."""
     return next((f.found for f in findings if f.found and not f.refused), "")

@@ -30,7 +30,7 @@ def lede(analysis: Analysis) -> tuple[str, str, str]:
     predictions = latest(analysis.predictions)
     if not predictions:
         verdict = _verdict("an", analysis.verdict, analysis.reasons)
-        first = _transfer(analysis) or findings.sentences(analysis.findings) or "No target run was predicted."
+        first = _transfer(analysis) or findings.leading(analysis.findings) or "No target run was predicted."
         return first, _measured_range(analysis), verdict
     prediction = predictions[-1]
     verdict = _verdict("this", prediction.verdict, prediction.reasons)

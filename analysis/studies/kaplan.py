@@ -1,7 +1,7 @@
 """Kaplan et al. 2020 (arXiv 2001.08361): the loss as a power of N, of D and of C alone, and of two at once.
 
-Each law has an assumption (ample data, ample size, no floor, data repeated until the loss stops falling); where the
-runs do not meet it, there is no number but the reason.
+Each law has an assumption (ample data, ample size, no floor, data repeated until the loss stops falling);
+where the runs do not meet it, there is no number but the reason.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from analysis.conventions import by_count
 from analysis.ensemble import REPEATS, Member, fit_members
 from analysis.estimate import LEVEL, Estimate
 from analysis.finding import Chart, Finding, Number, Panel, Series
-from analysis.health import critical_tokens
+from analysis.fitting import fit_law
 from analysis.laws import COUPLED, KAPLAN, KAPLAN_PARAMS, KAPLAN_STEPS, KAPLAN_TOKENS, POWER, SEPARABLE, Law
-from analysis.resample import estimate
+from analysis.resample import cluster_weights, estimate, refit
 from analysis.rollout import SAME_BUDGET
-from analysis.studies import Course, Evidence
-from analysis.table import as_runs
-from analysis.values import RunRow, Runs, Status
+from analysis.steps import least_steps
+from analysis.studies import Evidence
+from analysis.values import Runs, Status
 
 SOURCE = "Kaplan et al. 2020 (arXiv 2001.08361)"
 
 AMPLE = 0.5
-"""Data are ample where doubling D lowers the loss by less than this share of what doubling N does, and size the
-other way around. Assumption."""
+"""Data are ample where doubling D lowers the loss by less than this share of what doubling N does, and size
+the other way around. Assumption."""
 
 BENT = 0.5
 """Share of itself by which an exponent may change over the runs and still be one exponent. Assumption."""
 
 MISFIT, NOISE_PCT = 2.0, 0.1
-"""A law without an irreducible loss fails where it leaves this many times the rms residual of the same form with
-one, and more than NOISE_PCT % of the loss. Assumption; seeds alone move a loss by 0.1% and more."""
+"""A law without an irreducible loss fails where it leaves this many times the rms residual of the same form
+with one, and more than NOISE_PCT % of the loss. Assumption; seeds alone move a loss by 0.1% and more."""
 
 FEWEST = 4
 """Levels of N, D or C for a line in logarithms: one more than shows a bend. Assumption."""
@@ -66,7 +66,9 @@ class Part:
         said = "; ".join(filter(None, (self.refused or self.note, note)))
         return Number(what, self.value(of), published=f"{published}, {SOURCE}", note=said)
 
-    def pair(self, law: str, kind: str, published: tuple[str, str, str], second: str) -> tuple[Number, Number]:
+    def pair(
+        self, law: str, kind: str, published: tuple[str, str, str], second: str
+    ) -> tuple[Number, Number]:
         """Its alpha_N and its other exponent; what is to be said of both stands at the first."""
         size, other, where = published
         one = self.number(f"alpha_N of {law}, N {kind}", _named("alpha_N"), f"{size}, {where}")
@@ -88,16 +90,28 @@ def study(evidence: Evidence) -> Finding:
     of_tokens = _at_ample_size(counts[first], surfaces[first])
     of_flops = _on_the_envelope(once)
     overfitting = _overfitting(by_count(table.runs, table.params_kind)[first])
-    numbers = [part.number(f"alpha_N of L(N) at ample data, N {kind}", _named("alpha_N"), "0.076, equation 1.1")
-               for kind, part in of_params.items()]
-    numbers.append(of_tokens.number("alpha_D of L(D) at ample size", _named("alpha_D"), "0.095, equation 1.2"))
-    numbers.append(of_flops.number(
-        "alpha_C of L(C) on the envelope", lambda v: -v["b"], "0.050 at the best batch, equation 1.3",
-        f"C: {table.flops_kind}, at the runs' own batch"))
+    numbers = [
+        part.number(f"alpha_N of L(N) at ample data, N {kind}", _named("alpha_N"), "0.076, equation 1.1")
+        for kind, part in of_params.items()
+    ]
+    numbers.append(
+        of_tokens.number("alpha_D of L(D) at ample size", _named("alpha_D"), "0.095, equation 1.2")
+    )
+    numbers.append(
+        of_flops.number(
+            "alpha_C of L(C) on the envelope",
+            lambda v: -v["b"],
+            "0.050 at the best batch, equation 1.3",
+            f"C: {table.flops_kind}, at the runs' own batch",
+        )
+    )
     for kind, part in joint.items():
         numbers += part.pair("L(N, D)", kind, ("0.076", "0.103", "table 2"), "alpha_D")
-    numbers.append(overfitting.number(
-        "x of D ∝ N^x against overfitting", lambda v: v["alpha_N"] / v["alpha_D"], "0.74, equation 4.4"))
+    numbers.append(
+        overfitting.number(
+            "x of D ∝ N^x against overfitting", lambda v: v["alpha_N"] / v["alpha_D"], "0.74, equation 4.4"
+        )
+    )
     for kind, part in steps.items():
         numbers += part.pair("L(N, S_min)", kind, ("0.077", "0.76", "table 3"), "alpha_S")
     return Finding(
@@ -120,7 +134,8 @@ def _named(name: str) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
 
 
 def _surface(runs: Runs) -> Member:
-    """E + (A/N^a + B/D^b)^k, equation 1.5 with a floor: it tells where data or size are ample. Raises ValueError."""
+    """E + (A/N^a + B/D^b)^k, equation 1.5 with a floor: it tells where data or size are ample. Raises
+    ValueError."""
     members, skipped = fit_members(runs, (), beside=(COUPLED,), resamples=0)
     if not members:
         raise ValueError(skipped[0].reason)
@@ -139,8 +154,9 @@ def _at_ample_data(runs: Runs, surface: Member) -> Part:
     plenty = by_data < AMPLE * by_size
     chosen = _most(runs.params, runs.tokens, plenty)
     lacking = (
-        f"data are ample at {{}} sizes of the {len(np.unique(runs.params))}, and a line takes {FEWEST}: elsewhere the "
-        f"longest run would still gain more than {AMPLE:g} times as much from twice the tokens as from twice the size"
+        f"data are ample at {{}} sizes of the {len(np.unique(runs.params))}, and a line takes {FEWEST}: "
+        f"elsewhere the longest run would still gain more than {AMPLE:g} times as much from twice the tokens "
+        "as from twice the size"
     )
     return _line(KAPLAN_PARAMS, runs, chosen, runs.params, lacking, by_data, "twice the tokens")
 
@@ -150,8 +166,8 @@ def _at_ample_size(runs: Runs, surface: Member) -> Part:
     plenty = by_size < AMPLE * by_data
     chosen = _most(runs.tokens, runs.params, plenty)
     lacking = (
-        f"size is ample at {{}} token counts, and a line takes {FEWEST}: elsewhere the largest run would still gain "
-        f"more than {AMPLE:g} times as much from twice the size as from twice the tokens"
+        f"size is ample at {{}} token counts, and a line takes {FEWEST}: elsewhere the largest run would "
+        f"still gain more than {AMPLE:g} times as much from twice the size as from twice the tokens"
     )
     return _line(KAPLAN_TOKENS, runs, chosen, runs.tokens, lacking, by_size, "twice the size")
 
@@ -161,7 +177,7 @@ def _on_the_envelope(runs: Runs) -> Part:
     place = {run_id: i for i, run_id in enumerate(runs.run_id)}
     index = np.array([place[run_id] for run_id in envelope(runs).run_ids], dtype=int)
     inner = (runs.params[index] > runs.params.min()) & (runs.params[index] < runs.params.max())
-    lacking = f"the envelope holds {{}} levels of C between the smallest and the largest size, and a line takes {FEWEST}"
+    lacking = f"the envelope holds {{}} levels of C between the sizes at both ends; a line takes {FEWEST}"
     return _line(POWER, runs, index[inner], runs.flops, lacking)
 
 
@@ -171,17 +187,28 @@ def _levels(values: np.ndarray) -> np.ndarray:
 
 
 def _most(of: np.ndarray, other: np.ndarray, plenty: np.ndarray) -> np.ndarray:
-    """At each level of `of`, the runs with the most of `other` that have plenty of it; indices."""
+    """The runs with plenty of `other`, indices: all at one level of it where one has FEWEST levels of `of`,
+    the level with the most of them; else at each level of `of` those with the most of `other`."""
+    which, shared = _levels(of), _levels(other)
+    held = {level: len(np.unique(which[plenty & (shared == level)])) for level in np.unique(shared)}
+    widest = max(held, key=lambda level: (held[level], level))
+    if held[widest] >= FEWEST:
+        return np.flatnonzero(plenty & (shared == widest))
     chosen: list[int] = []
-    for level in np.unique(_levels(of)):
-        there = np.flatnonzero((_levels(of) == level) & plenty)
+    for level in np.unique(which):
+        there = np.flatnonzero((which == level) & plenty)
         chosen += [int(i) for i in there if other[i] * SAME_BUDGET > other[there].max()]
     return np.array(chosen, dtype=int)
 
 
 def _line(
-    law: Law, runs: Runs, chosen: np.ndarray, of: np.ndarray, lacking: str,
-    gain: np.ndarray | None = None, more: str = "",
+    law: Law,
+    runs: Runs,
+    chosen: np.ndarray,
+    of: np.ndarray,
+    lacking: str,
+    gain: np.ndarray | None = None,
+    more: str = "",
 ) -> Part:
     """`law` through the chosen runs, unless they are too few or do not lie on one line in logarithms."""
     levels = len(np.unique(_levels(of[chosen])))
@@ -190,19 +217,28 @@ def _line(
     taken = runs.take(chosen)
     bend = _bend(np.log(of[chosen]), np.log(taken.loss))
     if min(abs(bend.lo), abs(bend.hi)) > BENT and bend.lo * bend.hi > 0:
-        return Part(taken, refused=(
-            f"no power law: over these runs the exponent changes by {bend.value:+.0%} of itself (90%: {bend.lo:+.0%} to "
-            f"{bend.hi:+.0%}), and what it is depends on where one looks"))
+        return Part(
+            taken,
+            refused=(
+                f"no power law: over these runs the exponent changes by {bend.value:+.0%} of itself (90%: "
+                f"{bend.lo:+.0%} to {bend.hi:+.0%}), and what it is depends on where one looks"
+            ),
+        )
     note = ""
     if gain is not None:
-        note = f"{more} would still lower these losses by {100 * gain[chosen].min():.1f} to {100 * gain[chosen].max():.1f}%"
+        least, most = 100 * gain[chosen].min(), 100 * gain[chosen].max()
+        note = f"{more} would still lower these losses by {least:.1f} to {most:.1f}%"
     if bend.lo * bend.hi > 0:
-        note += f"{'; ' if note else ''}a local exponent: it changes by {bend.value:+.0%} of itself over these runs"
-    return _fitted(law, taken, note)
+        note += "; " if note else ""
+        note += f"a local exponent: it changes by {bend.value:+.0%} of itself over these runs"
+    return _fitted(
+        law, taken, note, loss="least_squares"
+    )  # of so few points a knee would fit two and leave the rest
 
 
 def _bend(x: np.ndarray, y: np.ndarray) -> Estimate:
-    """By how much the slope of y changes over x, as a share of the line's own; from a parabola, with Student's t."""
+    """By how much the slope of y changes over x, as a share of the line's own; from a parabola, with
+    Student's t."""
     span, middle = np.ptp(x), (x.max() + x.min()) / 2
     design = np.vander((x - middle) / span, 3)
     coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
@@ -214,31 +250,39 @@ def _bend(x: np.ndarray, y: np.ndarray) -> Estimate:
     return Estimate(float(change), float(change - half), float(change + half), float(se))
 
 
-def _fitted(law: Law, runs: Runs, note: str = "") -> Part:
-    members, skipped = fit_members(runs, (), beside=(law,))
-    if not members:
-        return Part(runs, refused=skipped[0].reason)
-    member = members[0]
-    if member.fit.status is not Status.CONVERGED:
-        return Part(runs, refused=f"the fit is {member.fit.status.value}: {member.fit.reason}")
-    return Part(runs, member, note=note)
+def _fitted(law: Law, runs: Runs, note: str = "", loss: str = "huber") -> Part:
+    try:
+        fit, theta, problem = fit_law(law, runs, loss=loss)
+        weights = cluster_weights(runs, len(law.unknowns))
+    except ValueError as error:
+        return Part(runs, refused=str(error))
+    if fit.status is not Status.CONVERGED:
+        return Part(runs, refused=f"the fit is {fit.status.value}: {fit.reason}")
+    return Part(runs, Member(law, fit, problem, theta, refit(problem, theta, weights)), note=note)
 
 
 # --- the laws of two ----------------------------------------------------------------------------------
 
 
 def _against(floored: Member | None, part: Part) -> Part:
-    """The part, unless the same form with an irreducible loss, `floored`, fits so much better that its zero is none."""
+    """The part, unless the same form with an irreducible loss, `floored`, fits so much better that its zero
+    is none."""
     if part.member is None:
         return part
     if floored is None:
-        return replace(part, note="; ".join(filter(None, (part.note, "too few runs to tell whether there is a floor"))))
+        return replace(
+            part, note="; ".join(filter(None, (part.note, "too few runs to tell whether there is a floor")))
+        )
     own, other = part.member.fit.rms_pct, floored.fit.rms_pct
     if own > max(MISFIT * other, NOISE_PCT):
         floor = floored.fit.values["E"]
-        return Part(part.runs, refused=(
-            f"the law has no irreducible loss and misses these runs by {own:.2g}% rms, where the same form with one "
-            f"(E = {floor:.3g} nats) misses by {other:.2g}%"))
+        return Part(
+            part.runs,
+            refused=(
+                f"the law has no irreducible loss and misses these runs by {own:.2g}% rms, where the same "
+                f"form with one (E = {floor:.3g} nats) misses by {other:.2g}%"
+            ),
+        )
     return part
 
 
@@ -253,12 +297,17 @@ def _joint(runs: Runs, surface: Member) -> Part:
 
 
 def _overfitting(runs: Runs) -> Part:
-    """Equation 1.5 as the paper means it, D a data set that is repeated until the loss stops falling: U here."""
+    """Equation 1.5 as the paper means it, D a data set that is repeated until the loss stops falling: U
+    here."""
     unique = runs.unique_tokens
     repeated = runs.tokens > REPEATS * unique
     if not repeated.any():
         known = np.isfinite(unique).any()
-        why = "each run saw its tokens once, so that nothing overfits" if known else "no run is known to repeat its tokens"
+        why = (
+            "each run saw its tokens once, so that nothing overfits"
+            if known
+            else "no run is known to repeat its tokens"
+        )
         return Part(refused=f"{why}: there is no law to fit of when it does")
     stopped = []
     for size, data in {(n, u) for n, u in zip(runs.params, unique, strict=True) if np.isfinite(u)}:
@@ -267,65 +316,24 @@ def _overfitting(runs: Runs) -> Part:
         if runs.tokens[best] < runs.tokens[there].max():
             stopped.append(best)
     if len(stopped) <= len(KAPLAN.unknowns):
-        return Part(refused=(
-            f"the loss stopped falling, with a longer run to show it, at {len(stopped)} pairs of size and data set; "
-            f"the law takes {len(KAPLAN.unknowns) + 1}"))
+        return Part(
+            refused=(
+                f"the loss stopped falling, with a longer run to show it, at {len(stopped)} pairs of size "
+                f"and data set; the law takes {len(KAPLAN.unknowns) + 1}"
+            )
+        )
     chosen = runs.take(np.array(sorted(stopped)))
     chosen = replace(chosen, tokens=chosen.unique_tokens)
     return _against(_floored(COUPLED, chosen), _fitted(KAPLAN, chosen))
 
 
 def _steps(evidence: Evidence, runs: Runs) -> Part:
-    """Equation 1.6: of N and S_min = S/(1 + B_crit(L)/B), equation 5.4.
-
-    Points are the ends of runs; where those have fewer than three lengths at most sizes, evaluations under way at the
-    constant rate.
-    """
-    rows = {row.run_id: row for row in evidence.table.rows}
-    lengths = [len(np.unique(_levels(runs.tokens[runs.params == size]))) for size in np.unique(runs.params)]
-    points, where = [], "ends of runs"
-    if np.median(lengths) >= 3:
-        for i, run_id in enumerate(runs.run_id):
-            course = evidence.courses.get(run_id)
-            points.append((runs.params[i], rows[run_id], runs.tokens[i], runs.loss[i], course))
-    else:
-        where = "evaluations at the constant rate"
-        for i, run_id in enumerate(runs.run_id):
-            points += _under_way(runs.params[i], rows[run_id], evidence.courses.get(run_id))
-    if not points:
-        return Part(refused="no size was trained for three lengths, and no run was evaluated on its way")
-    if any(row.batch_tokens is None for _, row, *_ in points):
-        return Part(refused="the table does not say the batch of each run, and with it the steps")
-    critical, measured = _critical(points)
-    size, tokens, loss = (np.array([point[i] for point in points]) for i in (0, 2, 3))
-    batch = np.array([row.batch_tokens for _, row, *_ in points])
-    least_steps = tokens / batch / (1 + critical / batch)
-    told = "B_crit: the noise scale measured in these runs" if measured else (
-        "B_crit: the paper's own (figure 10), by bytes; +grid=batch measures it")
-    taken = as_runs(size, least_steps, loss)
-    return _against(_floored(SEPARABLE, taken), _fitted(KAPLAN_STEPS, taken, f"{where}; {told}"))
-
-
-def _under_way(size: float, row: RunRow, course: Course | None) -> list[tuple]:
-    if course is None or row.batch_tokens is None:
-        return []
-    there = np.isfinite(course.eval_loss)
-    schedule = course.made.get("schedule", {})
-    steps = course.made.get("steps", course.step[-1])
-    there &= course.step > schedule.get("warmup_steps", 0)
-    there &= course.step <= steps - schedule.get("decay_steps", 0)
-    return [(size, row, course.tokens[i], course.eval_loss[i], course) for i in np.flatnonzero(there)]
-
-
-def _critical(points: list[tuple]) -> tuple[np.ndarray, bool]:
-    """B_crit at each point in tokens, and whether it was measured: the last noise scale before it, else the paper's."""
-    found = []
-    for _, _, tokens, _, course in points:
-        known = [] if course is None else course.noise_scale[np.isfinite(course.noise_scale) & (course.tokens <= tokens)]
-        found.append(known[-1] if len(known) else np.nan)
-    if np.isfinite(found).all():
-        return np.array(found), True
-    return np.array([critical_tokens(replace(row, loss=loss)) for _, row, _, loss, _ in points]), False
+    """Equation 1.6."""
+    try:
+        taken, what = least_steps(evidence, runs)
+    except ValueError as error:
+        return Part(refused=str(error))
+    return _against(_floored(SEPARABLE, taken), _fitted(KAPLAN_STEPS, taken, what))
 
 
 # --- what is said of them -----------------------------------------------------------------------------
@@ -353,11 +361,15 @@ def _means(of_params: Part, of_tokens: Part, of_flops: Part) -> str:
     by_compute = of_flops.value(lambda v: -v["b"])
     said = []
     if by_size and by_data:
-        said.append(f"where the other is ample, twice the parameters lower the loss by {_lowered(2, by_size):.1f}% and "
-                    f"twice the tokens by {_lowered(2, by_data):.1f}%")
+        said.append(
+            f"where the other is ample, twice the parameters lower the loss by {_lowered(2, by_size):.1f}% "
+            f"and twice the tokens by {_lowered(2, by_data):.1f}%"
+        )
     if by_compute:
-        said.append(f"ten times the compute, well spent, lowers it by {_lowered(10, by_compute):.1f}%, the price of the "
-                    "next step down")
+        said.append(
+            f"ten times the compute, well spent, lowers it by {_lowered(10, by_compute):.1f}%, the price of "
+            "the next step down"
+        )
     if not said:
         return "Do not plan with a single power law on this corpus: use the surface that the report fits."
     text = "; ".join(said)
@@ -370,17 +382,19 @@ def _lowered(factor: float, exponent: Estimate) -> float:
 
 def _notes(of_params: Mapping[str, Part], surfaces: Mapping[str, Member]) -> tuple[str, ...]:
     notes = [
-        "The paper's exponents are for WebText2 and models of 768 to 1.5 billion parameters without embedding and head; "
-        "an exponent of a law without an irreducible loss shrinks as the loss nears that floor, so exponents of other "
-        "corpora, tokenizers and sizes do not compare number by number.",
+        "The paper's exponents are for WebText2 and models of 768 to 1.5 billion parameters without "
+        "embedding and head; an exponent of a law without an irreducible loss shrinks as the loss nears that "
+        "floor, so exponents of other corpora, tokenizers and sizes do not compare number by number."
     ]
     floor = next(iter(surfaces.values())).fit.values["E"]
     notes.append(f"A surface with a floor puts it at E = {floor:.3g} nats a token on these runs.")
     values = {kind: part.value(_named("alpha_N")) for kind, part in of_params.items()}
     if len(values) == 2 and all(values.values()):
         (one, first), (other, second) = values.items()
-        notes.append(f"alpha_N is {first.value:.3f} with N {one} and {second.value:.3f} with N {other}: the embedding is a "
-                     "larger share of a smaller model (section 3.2).")
+        notes.append(
+            f"alpha_N is {first.value:.3f} with N {one} and {second.value:.3f} with N {other}: the embedding "
+            "is a larger share of a smaller model (section 3.2)."
+        )
     return tuple(notes)
 
 
@@ -391,7 +405,9 @@ def _chart(runs: Runs, kind: str, of_params: Part, of_tokens: Part, of_flops: Pa
         _panel("L(C), envelope", "C, FLOPs", "flops", runs, of_flops),
         _surface_panel(runs, joint),
     ]
-    return Chart("Coloured: the runs that meet a law's assumption, with its fit; grey: all runs.", tuple(panels))
+    return Chart(
+        "Coloured: the runs that meet a law's assumption, with its fit; grey: all runs.", tuple(panels)
+    )
 
 
 def _panel(title: str, label: str, name: str, runs: Runs, part: Part) -> Panel:

@@ -46,7 +46,7 @@ def study(evidence: Evidence) -> Finding:
             "(+grid=isoflop) tells the two apart."
         )
     notes.append(
-        "Baichuan 2 and MindLLM draw their fits and stars; they print no coefficients to compare with."
+        "Baichuan 2 draws its fit and stars; coefficients to compare with were found in print for neither ladder."
     )
     return Finding(
         study="ladder",

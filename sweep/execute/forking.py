@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import forkserver
+from types import ModuleType
 
 from sweep.execute.executor import Ended, SubmitError, process_ended
 from sweep.files import RunFolder
@@ -61,14 +63,26 @@ def fork_worker(folder: RunFolder, environment: Mapping[str, str], of_server: Ma
     before = dict(os.environ)
     os.environ.update(of_server)
     try:
-        forkserver.ensure_running()
-        process.start()
+        with _without_main():
+            forkserver.ensure_running()
+            process.start()
     except OSError as error:
         raise SubmitError(f"{folder.path}: its worker cannot be started: {error}") from error
     finally:
         os.environ.clear()
         os.environ.update(before)
     return ForkedJob(process)
+
+
+@contextmanager
+def _without_main():
+    """Else each worker runs the script that this process was started by once more, for nothing: `sweep` imports
+    Hydra."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _work(run: str, log: str, environment: dict[str, str]) -> None:

@@ -17,15 +17,7 @@ from sweep.files import RunFolder, SweepFolder, read_json, write_json
 from sweep.plan.spec import PlannedRun
 
 PLACE = {
-    *(
-        "device",
-        "threads",
-        "data_folder",
-        "micro_batch_sequences",
-        "checkpoint_seconds",
-        "compile",
-        "compile_mode",
-    ),
+    *("device", "threads", "data_folder", "micro_batch_sequences", "checkpoint_seconds", "compile", "compile_mode"),
     *("parent", "ranks", "shard"),
 }
 """Settings of a run that change nothing of what it records. In the others (how often it is evaluated, say) a
@@ -77,10 +69,7 @@ def take_over(folder: SweepFolder, found: dict[str, RunFolder]) -> list[str]:
         write_json(temporary / RECORD, {"sweep": sweep, "run": str(there.path.absolute())})
         os.replace(temporary, here.path)
         taken[sweep] = taken.get(sweep, 0) + 1
-    return [
-        f"{count} runs were taken over from sweep {sweep}, which has trained them"
-        for sweep, count in taken.items()
-    ]
+    return [f"{count} runs were taken over from sweep {sweep}, which has trained them" for sweep, count in taken.items()]
 
 
 def _files(run: RunFolder) -> tuple[Path, ...]:

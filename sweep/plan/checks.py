@@ -82,11 +82,16 @@ def _inconsistent(config: SweepConfig) -> list[str]:
         wrong.append("tokenizer: data=synthetic makes tokens, not text; leave tokenizer=bytes, which is not applied")
     wrong += _inconsistent_optim(config.optim, config.param)
     schedule = config.schedule
+    if (schedule.warmup_fraction is None) == (schedule.warmup_tokens is None):
+        wrong.append(
+            f"schedule: warmup_fraction={schedule.warmup_fraction} and warmup_tokens={schedule.warmup_tokens}; give one of "
+            "them, and null for the other"
+        )
     wsd_only = (schedule.decay_fraction, schedule.decay)
     if schedule.kind == "wsd":
         if None in wsd_only or schedule.decay not in ("linear", "sqrt"):
             wrong.append("schedule: kind wsd wants decay_fraction and decay (linear or sqrt)")
-        elif schedule.warmup_fraction + schedule.decay_fraction > 1:
+        elif (schedule.warmup_fraction or 0.0) + schedule.decay_fraction > 1:
             wrong.append("schedule: warmup_fraction and decay_fraction exceed the run")
     elif wsd_only != (None, None):
         wrong.append("schedule: decay_fraction and decay mean nothing to kind cosine")
@@ -149,8 +154,10 @@ def _impossible_jobs(config: SweepConfig) -> list[str]:
         wrong.append("executor.per_device: runs on several GPUs each have them to themselves; give 1")
     if executor.shard is not None and executor.ranks == 1:
         wrong.append("executor.shard: means nothing without executor.gpus_per_run of 2 or more")
-    if executor.noise_scales and executor.ranks > 1:
-        wrong.append("executor.noise_scales: measured in a run of one GPU; say executor.gpus_per_run=1, or noise_scales=0")
+    if executor.noise_scales and executor.ranks > 1 and executor.shard is not False:
+        wrong.append(
+            "executor.noise_scales: are measured with all weights on each GPU; say executor.shard=false, or leave 0"
+        )
     if executor.shard and config.optim.kind == "muon":
         wrong.append("executor.shard: optim=muon wants whole matrices on each GPU; leave null, or say optim=adamw")
     if executor.kind == "slurm" and executor.time <= executor.checkpoint_minutes:

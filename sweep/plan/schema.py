@@ -35,6 +35,9 @@ class ScaleConfig:
     embedding_rate: float
     lr_at_tokens: float
     lr_exponent: float
+    beta2: float
+    warmup_tokens: Optional[float]
+    warmup_fraction: Optional[float]
     batch_tokens: int
     batch_at_tokens: float
     batch_exponent: float
@@ -147,11 +150,11 @@ class OptimConfig:
 class ScheduleConfig:
     kind: str  # wsd | cosine
     trunk: bool  # runs of one size branch off one trunk (sweep/plan/trunks.py); wsd
-    warmup_fraction: float  # of the steps; of those that optim.follows names
+    warmup_fraction: Optional[float]  # of the tokens; of those that optim.follows names
+    warmup_tokens: Optional[float]  # in its place, one warmup for all runs
     final: float  # of the peak rate, at the end
     decay_fraction: Optional[float] = None  # of the steps; wsd
     decay: Optional[str] = None  # linear | sqrt; wsd
-    warmup_tokens: Optional[float] = None  # one warmup for all runs, in the place of warmup_fraction
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.decoder import Decoder
 from sweep.plan.cost import shards
 from sweep.plan.spec import RunSpec
 
@@ -88,7 +89,7 @@ def gathered(values: np.ndarray) -> np.ndarray:
     return torch.cat(parts).numpy()
 
 
-def spread(model: nn.Module, spec: RunSpec, shard: bool | None, device: torch.device) -> nn.Module:
+def spread(model: Decoder, spec: RunSpec, shard: bool | None, device: torch.device) -> nn.Module:
     """Bring the model to the rank's device; returns what its forward pass goes through. Where it is sharded
     (plan/cost.py says when), its parameters become DTensors."""
     if ranks() == 1:

@@ -13,6 +13,7 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from sweep.train.train import Execution, Stopped, train
 
 LOOK_SECONDS = 0.2  # assumption: how late a request to stop may be passed on; an update takes as long
 SETTLE_SECONDS = 2.0  # assumption: what one rank's end does to the others shows within this
+ORPHAN_SECONDS = 120.0  # assumption: ranks that have lost their worker agree and save a checkpoint within this
 COLLECTIVE_TIMEOUT = timedelta(days=1)  # that a run hangs is seen by its coordinator (executor.hang_minutes)
 
 
@@ -58,20 +60,22 @@ def train_on_ranks(spec: RunSpec, execution: Execution, folder: RunFolder, stop:
     Raises what `train` raises, whichever rank it happened on, and RankLost. A rank that runs out of memory ends all,
     for the others wait for it within a collective; they start again from the checkpoint, with half the micro-batch.
     """
-    micro_batch = MicroBatch(execution.micro_batch_sequences)
+    micro_batch = MicroBatch(execution.micro_batch_sequences, execution.oom_halvings)
     while True:
-        execution = replace(execution, micro_batch_sequences=micro_batch.sequences)
         try:
-            result = _try(spec, execution, folder, stop)
+            return _try(spec, execution, folder, stop)
         except Exception as error:
             if not is_out_of_memory(error) or not micro_batch.halve():
                 raise
-        else:
-            return replace(result, oom_halvings=result.oom_halvings + micro_batch.halvings)
+        execution = replace(
+            execution, micro_batch_sequences=micro_batch.sequences, oom_halvings=micro_batch.halvings
+        )
 
 
 def _try(spec: RunSpec, execution: Execution, folder: RunFolder, stop: StopRequest) -> RunResult:
-    launcher, processes, pipes = os.getpid(), [], []
+    launcher = os.getpid()
+    processes: list[int] = []
+    pipes: list[Connection] = []
     with tempfile.TemporaryDirectory() as meeting:
         try:
             for rank in range(execution.ranks):
@@ -79,8 +83,7 @@ def _try(spec: RunSpec, execution: Execution, folder: RunFolder, stop: StopReque
                 sys.stdout.flush(), sys.stderr.flush()  # or both would write what is in them
                 process = os.fork()
                 if process == 0:
-                    stop.orphaned = lambda: os.getppid() != launcher
-                    _be(rank, f"file://{meeting}/store", spec, execution, folder, stop, writer)
+                    _be(rank, launcher, f"file://{meeting}/store", spec, execution, folder, stop, writer)
                 writer.close()
                 processes.append(process)
                 pipes.append(reader)
@@ -91,10 +94,19 @@ def _try(spec: RunSpec, execution: Execution, folder: RunFolder, stop: StopReque
 
 
 def _be(
-    rank: int, store: str, spec: RunSpec, execution: Execution, folder: RunFolder, stop: StopRequest, pipe: Connection
+    rank: int,
+    launcher: int,
+    store: str,
+    spec: RunSpec,
+    execution: Execution,
+    folder: RunFolder,
+    stop: StopRequest,
+    pipe: Connection,
 ) -> NoReturn:
     """Be this rank: train, tell the launcher what came of it, and wait to be ended with the others."""
     try:
+        stop.orphaned = lambda: os.getppid() != launcher
+        threading.Thread(target=_end_with, args=(stop,), daemon=True).start()
         try:
             device = join(rank, execution.ranks, execution.device, store)
             outcome = train(spec, replace(execution, device=device), folder, stop)
@@ -106,6 +118,14 @@ def _be(
             time.sleep(LOOK_SECONDS)
     finally:
         os._exit(1)
+
+
+def _end_with(stop: StopRequest) -> None:
+    """End this rank, though it may hang in a collective, some time after the worker was killed."""
+    while not stop.orphaned():
+        time.sleep(LOOK_SECONDS)
+    time.sleep(ORPHAN_SECONDS)
+    os._exit(1)
 
 
 def join(rank: int, count: int, device: str, store: str) -> str:
