@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
@@ -22,7 +22,8 @@ AFTER_WARMUP = 2.0
 the warmup on, the early transient made predictions at 20% seen a third worse."""
 
 ALPHA = (0.05, 2.0)
-"""Bounds of the exponent; at the lower one S^-alpha is a logarithm for all that a course can show. Assumption."""
+"""Bounds of the exponent; at the lower one S^-alpha is a logarithm for all that a course can show.
+Assumption."""
 
 BINS = 2000
 """Of the token axis, on which the luck of the data is kept. Assumption: finer than any log."""
@@ -36,8 +37,9 @@ class CourseError(ValueError):
 class CourseRun:
     """A finished run, line by line of its log: float64[line]; `rate` is float64[step], shares of the peak.
 
-    loss: training loss, mean since the line before; fitted: bool[line], past the warmup. The laws are evaluated
-    at `places`, int64[line + 1]: the middle step of what each line is the mean of, and the last step of all.
+    loss: training loss, mean since the line before; fitted: bool[line], past the warmup. The laws are
+    evaluated at `places`, int64[line + 1]: the middle step of what each line is the mean of, and the last
+    step of all.
     forward: S1 of the laws there, in tokens weighed by their rate, float64[line + 1].
     """
 
@@ -77,17 +79,23 @@ def course_run(row: RunRow, courses: Mapping) -> CourseRun:
     kept = np.isfinite(loss) & np.isfinite(lr)
     step, tokens, loss, lr = (column[kept] for column in (step, tokens, loss, lr))
     if len(step) < 20 or not (np.diff(step) > 0).all() or step[0] > 0.05 * step[-1]:
-        raise CourseError(f"{row.run_id}: its log has {len(step)} lines of a training loss, or not from the beginning on")
+        raise CourseError(
+            f"{row.run_id}: its log has {len(step)} lines of a training loss, or not from the beginning on"
+        )
     peak = lr.max()
     rate = np.interp(np.arange(1, int(step[-1]) + 1), np.append(0, step), np.append(0, lr) / peak)
     warm = step[np.argmax(lr >= 0.999 * peak)]
     places = np.append((np.append(0.0, step[:-1]) + step) // 2, step[-1] - 1).astype(int)
-    at_step = np.diff(np.interp(np.arange(len(rate) + 1), np.append(0, step), np.append(0, tokens)))  # batches may grow
+    at_step = np.diff(
+        np.interp(np.arange(len(rate) + 1), np.append(0, step), np.append(0, tokens))
+    )  # batches may grow
     forward = np.cumsum(rate * at_step)[places]
     fitted = step > AFTER_WARMUP * warm
     spec = parts[-1].spec.get("spec", {})
     seed = spec.get("order_seed", spec.get("seed"))
-    return CourseRun(row.run_id, row.params, row.flops, row.loss, seed, step, tokens, loss, rate, places, forward, fitted)
+    return CourseRun(
+        row.run_id, row.params, row.flops, row.loss, seed, step, tokens, loss, rate, places, forward, fitted
+    )
 
 
 # --- the annealing term ---------------------------------------------------------------------------
@@ -105,7 +113,8 @@ BETA, GAMMA = 0.59, 0.64
 repository (github.com/thu-yao-01-luo/MultiPowerLaw, README). Held, since one schedule tells one of them."""
 
 GROUPS = 64
-"""Drops of the rate that are told apart in the multi-power law. Assumption: its kernel is smoother than that."""
+"""Drops of the rate that are told apart in the multi-power law. Assumption: its kernel is smoother than
+that."""
 
 
 def power_drop(run: CourseRun, scale: float) -> np.ndarray:
@@ -150,8 +159,10 @@ class SharedLaw:
     """What finished runs teach: L = L0 + A·S1^-alpha - gain·S2, with L0 and A of each run its own.
 
     constant: the annealing term's non-linear one (1 - lambda, or the multi-power law's C).
-    own: float64[run, 2], L0 + A and A, with S1 in `unit` tokens. offset: mean of log(final held-out loss / law at the end).
-    noise: standard deviation of a line's log residual. luck: (tokens, cumulated log difficulty), of `seed`'s data.
+    own: float64[run, 2], L0 + A and A, with S1 in `unit` tokens. offset: mean of log(final held-out loss /
+        law at the end).
+    noise: standard deviation of a line's log residual. luck: (tokens, cumulated log difficulty), of `seed`'s
+        data.
     """
 
     annealing: Annealing
@@ -180,7 +191,9 @@ class SharedLaw:
 STARTS = tuple(np.log([alpha, place]) for alpha in (0.1, 0.4) for place in (0.003, 0.03))
 
 
-def fit_shared(runs: Sequence[CourseRun], annealing: Annealing = AREA, start: np.ndarray | None = None) -> SharedLaw:
+def fit_shared(
+    runs: Sequence[CourseRun], annealing: Annealing = AREA, start: np.ndarray | None = None
+) -> SharedLaw:
     """Least squares on relative residuals; for given alpha and constant all else is linear and solved exactly
     (variable projection, Golub & Pereyra 1973). The luck of the data, which runs of one stream share, is read
     off the residuals and taken out, and all is fitted once more.
@@ -189,7 +202,8 @@ def fit_shared(runs: Sequence[CourseRun], annealing: Annealing = AREA, start: np
     """
     if not any(run.anneals for run in runs):
         raise ValueError(
-            f"the rate of none of the {len(runs)} finished runs came down, so that nothing tells what annealing gains; "
+            f"the rate of none of the {len(runs)} finished runs came down, so that nothing tells what "
+            "annealing gains; "
             "finish cheaper runs under the same schedule"
         )
     unit = float(np.median([run.forward[-1] for run in runs]))
@@ -198,7 +212,13 @@ def fit_shared(runs: Sequence[CourseRun], annealing: Annealing = AREA, start: np
         lines = [(run, _without_luck(run, luck) if run.seed == seed else run.loss) for run in runs]
         starts = STARTS if start is None else [start]
         ends = [
-            minimize(_misfit, x0, args=(lines, unit, annealing), method="Nelder-Mead", options={"xatol": 3e-2, "fatol": 1e-6})
+            minimize(
+                _misfit,
+                x0,
+                args=(lines, unit, annealing),
+                method="Nelder-Mead",
+                options={"xatol": 3e-2, "fatol": 1e-6},
+            )
             for x0 in starts
         ]
         best = min(ends, key=lambda end: end.fun)
@@ -216,13 +236,23 @@ def fit_shared(runs: Sequence[CourseRun], annealing: Annealing = AREA, start: np
     freedom = max(1, sum(map(len, residuals)) - 2 * len(runs) - 3)
     noise = math.sqrt(sum(float(r @ r) for r in residuals) / freedom)
     return SharedLaw(
-        annealing, unit, alpha, constant, gain, np.array(own), float(np.mean(offsets)), noise, luck, seed, tuple(runs)
+        annealing,
+        unit,
+        alpha,
+        constant,
+        gain,
+        np.array(own),
+        float(np.mean(offsets)),
+        noise,
+        luck,
+        seed,
+        tuple(runs),
     )
 
 
 def _columns(run: CourseRun, unit: float, alpha: float) -> np.ndarray:
-    """1 and (S1/unit)^-alpha - 1, float64[line + 1, 2]: what they are multiplied with are the loss at `unit` tokens
-    of full rate, L0 + A, and A."""
+    """1 and (S1/unit)^-alpha - 1, float64[line + 1, 2]: what they are multiplied with are the loss at `unit`
+    tokens of full rate, L0 + A, and A."""
     return np.column_stack([np.ones(len(run.forward)), (run.forward / unit) ** -alpha - 1.0])
 
 
@@ -230,13 +260,18 @@ def _clipped(theta: np.ndarray, annealing: Annealing) -> tuple[float, float]:
     return tuple(float(np.clip(np.exp(x), *bounds)) for x, bounds in zip(theta, (ALPHA, annealing.bounds)))
 
 
-def _solve(lines: list, unit: float, alpha: float, constant: float, annealing: Annealing) -> tuple[float, list[np.ndarray]]:
+def _solve(
+    lines: list, unit: float, alpha: float, constant: float, annealing: Annealing
+) -> tuple[float, list[np.ndarray]]:
     """The annealing term's coefficient, and each run's relative residuals [fitted line]."""
     terms, losses = [], []
     for run, loss in lines:
         k, weight = np.flatnonzero(run.fitted), 1 / loss[run.fitted]
         q, _ = np.linalg.qr(_columns(run, unit, alpha)[k] * weight[:, None])
-        for column, target in ((annealing.term(run, constant)[k] * weight, terms), (loss[k] * weight, losses)):
+        for column, target in (
+            (annealing.term(run, constant)[k] * weight, terms),
+            (loss[k] * weight, losses),
+        ):
             target.append(column - q @ (q.T @ column))
     z, t = np.concatenate(terms), np.concatenate(losses)
     gain = -float(z @ t / max(z @ z, 1e-300))
@@ -251,7 +286,9 @@ def _misfit(theta: np.ndarray, lines: list, unit: float, annealing: Annealing) -
 def _without_luck(run: CourseRun, luck: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """The run's losses, float64[line], without what its data added to everybody's."""
     before = np.append(0.0, run.tokens[:-1])
-    return run.loss * np.exp(-(np.interp(run.tokens, *luck) - np.interp(before, *luck)) / (run.tokens - before))
+    return run.loss * np.exp(
+        -(np.interp(run.tokens, *luck) - np.interp(before, *luck)) / (run.tokens - before)
+    )
 
 
 def _common_seed(runs: Sequence[CourseRun]) -> int | None:
@@ -260,8 +297,9 @@ def _common_seed(runs: Sequence[CourseRun]) -> int | None:
 
 
 def _luck(pairs: Sequence[tuple[CourseRun, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean log residual along the stream, cumulated over its tokens, (tokens, cumulated): runs of one seed see the
-    same tokens at the same place, whatever their batch. None of it where fewer than three runs tell."""
+    """Mean log residual along the stream, cumulated over its tokens, (tokens, cumulated): runs of one seed
+    see the same tokens at the same place, whatever their batch. None of it where fewer than three runs
+    tell."""
     if len(pairs) < 3:
         return np.zeros(2), np.zeros(2)
     ends = np.linspace(0.0, max(run.tokens[-1] for run, _ in pairs), BINS + 1)
@@ -289,10 +327,10 @@ TRUST = tuple(2.0**k for k in range(8))
 def predict_final(law: SharedLaw, run: CourseRun, share: float) -> float:
     """The final held-out loss of a run that is not among the law's, from its first `share` and its schedule.
 
-    Its level is what its own lines say. Its slope A is held to that of the law's runs, as a share of the level
-    and with what it scatters between them (Bayesian least squares). Residuals of a law that is not quite right
-    hang together, so how far a beginning's own slope is to be trusted is learnt from the law's runs: the
-    factor on its noise under which they, each without itself, are predicted best at this share.
+    Its level is what its own lines say. Its slope A is held to that of the law's runs, as a share of the
+    level and with what it scatters between them (Bayesian least squares). Residuals of a law that is not
+    quite right hang together, so how far a beginning's own slope is to be trusted is learnt from the law's
+    runs: the factor on its noise under which they, each without itself, are predicted best at this share.
     Raises CourseError: fewer than three lines were seen after the warmup, or no run tells the slope.
     """
     told = [others for i in range(len(law.runs)) if (others := _told(law, i, share))]
@@ -315,7 +353,9 @@ def _told(law: SharedLaw, i: int, share: float) -> tuple | None:
 def _seen(run: CourseRun, share: float) -> np.ndarray:
     seen = run.seen(share)
     if seen.sum() < 3:
-        raise CourseError(f"{run.run_id}: {seen.sum()} lines between {AFTER_WARMUP:g} times its warmup and {share:.0%}")
+        raise CourseError(
+            f"{run.run_id}: {seen.sum()} lines between {AFTER_WARMUP:g} times its warmup and {share:.0%}"
+        )
     return seen
 
 
@@ -333,12 +373,16 @@ def _end(law: SharedLaw, run: CourseRun, seen: np.ndarray, slope: tuple[float, f
 
 
 def _slope(law: SharedLaw, params: float, others: np.ndarray) -> tuple[float, float]:
-    """A as a share of the level, as the law's runs `others` have it at this size, and its standard deviation: a
-    line in log N through three sizes or more, or the mean of runs of this very size. Raises CourseError: neither."""
+    """A as a share of the level, as the law's runs `others` have it at this size, and its standard deviation:
+    a line in log N through three sizes or more, or the mean of runs of this very size. Raises CourseError:
+    neither."""
     sizes = np.log([run.params for run in law.runs])[others]
     distinct = len(np.unique(sizes.round(2)))
     if distinct < 3 and np.abs(sizes - math.log(params)).max(initial=0.0) > 0.1 or len(others) < 3:
-        raise CourseError(f"{len(others)} finished runs of {distinct} sizes do not tell how steep a course of another size is")
+        raise CourseError(
+            f"{len(others)} finished runs of {distinct} sizes do not tell how steep a course of another "
+            "size is"
+        )
     terms = np.vander(sizes, 2 if distinct > 2 else 1, increasing=True)
     here = np.array([1.0, math.log(params)])[: terms.shape[1]]
     slopes = law.own[others, 1] / law.own[others, 0]
@@ -349,8 +393,8 @@ def _slope(law: SharedLaw, params: float, others: np.ndarray) -> tuple[float, fl
 
 
 def predict_unseen(law: SharedLaw, run: CourseRun) -> float:
-    """The final loss from the law's runs' final losses alone, log-linear in log N and log D as far as these vary
-    on their own: what the beginning of a course must better."""
+    """The final loss from the law's runs' final losses alone, log-linear in log N and log D as far as these
+    vary on their own: what the beginning of a course must better."""
     points = np.log([[r.params, r.tokens[-1]] for r in (*law.runs, run)])
     log_final = np.log([r.final for r in law.runs])
     points -= points[:-1].mean(axis=0)

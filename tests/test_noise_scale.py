@@ -16,19 +16,31 @@ from sweep.train.noise import SEQUENCES, measure_noise, noise_scale
 from sweep.train.train import Execution, build_learner, train
 
 
-def quadratic(generator: torch.Generator, count: int, tokens: int, curvature: torch.Tensor, theta: torch.Tensor) -> list:
-    """Gradients of mean ½(θ - x)ᵀH(θ - x) over batches of x ~ N(0, 1): G = Hθ and Σ = H² exactly, whatever θ."""
+def quadratic(
+    generator: torch.Generator, count: int, tokens: int, curvature: torch.Tensor, theta: torch.Tensor
+) -> list:
+    """Gradients of mean ½(θ - x)ᵀH(θ - x) over batches of x ~ N(0, 1): G = Hθ and Σ = H² exactly, whatever
+    θ."""
     x = torch.randn(count, tokens, len(theta), generator=generator, dtype=torch.float64)
-    return [[curvature[:30] * (theta - batch.mean(dim=0))[:30], curvature[30:] * (theta - batch.mean(dim=0))[30:]] for batch in x]
+    return [
+        [curvature[:30] * (theta - batch.mean(dim=0))[:30], curvature[30:] * (theta - batch.mean(dim=0))[30:]]
+        for batch in x
+    ]
 
 
 @pytest.mark.parametrize("tokens", [1, 8])
 def test_the_scale_of_a_quadratic_problem_is_the_exact_one(tokens):
     generator = torch.Generator().manual_seed(0)
-    curvature, theta = torch.linspace(0.5, 2.0, 100, dtype=torch.float64), torch.full((100,), 0.3, dtype=torch.float64)
+    curvature, theta = (
+        torch.linspace(0.5, 2.0, 100, dtype=torch.float64),
+        torch.full((100,), 0.3, dtype=torch.float64),
+    )
     square, trace = float((curvature * theta).square().sum()), float(curvature.square().sum())
     found = [noise_scale(quadratic(generator, 16, tokens, curvature, theta), tokens) for _ in range(100)]
-    for values, truth in ((np.array([f.square for f in found]), square), (np.array([f.trace for f in found]), trace)):
+    for values, truth in (
+        (np.array([f.square for f in found]), square),
+        (np.array([f.trace for f in found]), trace),
+    ):
         assert abs(values.mean() - truth) < 4 * values.std() / len(values) ** 0.5  # unbiased
         assert values.std() / len(values) ** 0.5 < 0.05 * truth  # and not by being vague
     large = noise_scale(quadratic(generator, 4000, tokens, curvature, theta), tokens)
@@ -37,7 +49,9 @@ def test_the_scale_of_a_quadratic_problem_is_the_exact_one(tokens):
 
 def test_what_chance_hides_is_below_0_and_without_a_gradient_there_is_no_scale():
     same = [[torch.ones(3)]] * 4
-    assert noise_scale(same, 8).trace == pytest.approx(0.0, abs=1e-12) and noise_scale(same, 8).square == pytest.approx(3.0)
+    assert noise_scale(same, 8).trace == pytest.approx(0.0, abs=1e-12) and noise_scale(
+        same, 8
+    ).square == pytest.approx(3.0)
     opposed = [[torch.ones(3)], [-torch.ones(3)]]
     assert noise_scale(opposed, 8).square < 0 and noise_scale(opposed, 8).tokens < 0
     assert noise_scale([[torch.zeros(3)]] * 2, 8).tokens is None
@@ -77,12 +91,18 @@ def test_measuring_changes_nothing_of_the_run(tiny_spec, execution, tmp_path):
     measured = train(spec, execution, folders[0], never)
     plain = train(spec, replace(execution, noise_scales=0), folders[1], never)
     times = ("wall_seconds", "tokens_per_second", "peak_bytes")
-    assert {k: v for k, v in asdict(measured).items() if k not in times} == {k: v for k, v in asdict(plain).items() if k not in times}
+    assert {k: v for k, v in asdict(measured).items() if k not in times} == {
+        k: v for k, v in asdict(plain).items() if k not in times
+    }
     first, second = (load_file(folder.checkpoint / "model.safetensors") for folder in folders)
     assert all(torch.equal(first[name], second[name]) for name in second)
     lines = [json.loads(line) for line in folders[0].metrics.read_text().splitlines()]
     noisy = [line for line in lines if "gradient_square" in line]
-    assert [line["step"] for line in noisy] == [6, 12, 18] and all(line["gradient_noise"] > 0 for line in noisy)
+    assert [line["step"] for line in noisy] == [6, 12, 18] and all(
+        line["gradient_noise"] > 0 for line in noisy
+    )
     assert [line for line in lines if "gradient_square" not in line and line.pop("seconds") >= 0] == [
-        line for line in map(json.loads, folders[1].metrics.read_text().splitlines()) if line.pop("seconds") >= 0
+        line
+        for line in map(json.loads, folders[1].metrics.read_text().splitlines())
+        if line.pop("seconds") >= 0
     ]

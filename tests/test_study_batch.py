@@ -27,7 +27,17 @@ def steps_needed(loss, params, batch, by_params=0.0):
     return least * (1 + critical(loss, params, by_params) / batch)
 
 
-def sweep(tmp_path, *, rates=RATES, batches=BATCHES, needed=steps_needed, annealed=False, noise=0.0, noise_scale=0.5, **truth):
+def sweep(
+    tmp_path,
+    *,
+    rates=RATES,
+    batches=BATCHES,
+    needed=steps_needed,
+    annealed=False,
+    noise=0.0,
+    noise_scale=0.5,
+    **truth,
+):
     generator, rows, courses = np.random.default_rng(0), [], {}
     grid = np.geomspace(4.0, 1.2, 4000)
     for params in SIZES:
@@ -43,8 +53,18 @@ def sweep(tmp_path, *, rates=RATES, batches=BATCHES, needed=steps_needed, anneal
                 run_id = f"n{params:.0f}b{batch:.0f}r{lr:g}"
                 courses[run_id] = Course(step, step * batch, step, loss, loss, rate, scale, {})
                 rows.append(
-                    {"run_id": run_id, "role": "fit", "status": "finished", "params_non_embedding": params, "loss": loss[-1],
-                     "tokens": 8e6, "flops": 6 * params * 8e6, "lr": lr, "batch_tokens": batch, "d_model": params**0.5}
+                    {
+                        "run_id": run_id,
+                        "role": "fit",
+                        "status": "finished",
+                        "params_non_embedding": params,
+                        "loss": loss[-1],
+                        "tokens": 8e6,
+                        "flops": 6 * params * 8e6,
+                        "lr": lr,
+                        "batch_tokens": batch,
+                        "d_model": params**0.5,
+                    }
                 )
     write_table(tmp_path / "runs.csv", rows)
     return Evidence(read_table(tmp_path / "runs.csv"), courses)
@@ -72,7 +92,9 @@ def test_where_all_batches_lie_on_one_side_no_critical_batch_is_named():
 
 def test_steps_are_read_between_evaluations_and_not_beyond_them():
     nan = np.full(4, np.nan)
-    course = Course(np.array([10.0, 20.0, 40.0, 80.0]), nan, nan, nan, np.array([3.0, np.nan, 2.0, 2.5]), nan, nan)
+    course = Course(
+        np.array([10.0, 20.0, 40.0, 80.0]), nan, nan, nan, np.array([3.0, np.nan, 2.0, 2.5]), nan, nan
+    )
     assert steps_to(course, 2.5) == pytest.approx(20.0)  # halfway in log steps from 10 to 40
     assert math.isnan(steps_to(course, 1.9)) and math.isnan(steps_to(course, 3.1))
 
@@ -95,8 +117,8 @@ def test_the_powers_of_loss_and_size_are_recovered(tmp_path):
 
 
 def test_the_power_of_the_size_is_told_at_one_number_of_tokens(tmp_path):
-    """With B_crit ∝ L^-4·N^p, S_min(L) of slope -6 or so in log L here and N^-1/3, holding E_min = B_crit·S_min leaves
-    N the power p - 4·(p - 1/3)/10."""
+    """With B_crit ∝ L^-4·N^p, S_min(L) of slope -6 or so in log L here and N^-1/3, holding E_min =
+    B_crit·S_min leaves N the power p - 4·(p - 1/3)/10."""
     for power in (0.0, 0.5):
         evidence = sweep(tmp_path, by_params=power)
         found = hyperbolas(evidence.finished(), evidence.courses, [])

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from analysis_helpers import write_table
 
-from analysis.annealing import AREA, POWER, CourseError, annealing_area, course_run, fit_shared, predict_final, power_drop
+from analysis.annealing import (
+    AREA,
+    POWER,
+    CourseError,
+    annealing_area,
+    course_run,
+    fit_shared,
+    power_drop,
+    predict_final,
+)
 from analysis.studies import Course, Evidence
 from analysis.studies.curve import SHARES, backtest, stopped, study
 from analysis.table import read_table
@@ -37,7 +46,9 @@ def true_course(params: float, rate: np.ndarray, gain: float, worse: float) -> n
     return 1.2 + 8 * params**-0.2 + worse + 2.0 * (np.cumsum(eta) / 1000) ** -ALPHA - gain * np.array(areas)
 
 
-def sweep(tmp_path, *, noise=0.0, luck=0.0, gain=GAIN, decay=0.3, worse=(0.0, 0.2, 0.4), parent=False) -> Evidence:
+def sweep(
+    tmp_path, *, noise=0.0, luck=0.0, gain=GAIN, decay=0.3, worse=(0.0, 0.2, 0.4), parent=False
+) -> Evidence:
     """`SIZES` at three rates each, of which the second and third end `worse`, as runs.csv and courses."""
     generator, rows, courses = np.random.default_rng(1), [], {}
     for params in SIZES:
@@ -51,13 +62,25 @@ def sweep(tmp_path, *, noise=0.0, luck=0.0, gain=GAIN, decay=0.3, worse=(0.0, 0.
             whole = Course(step, step * BATCH, nan, loss, nan, rate[EVERY - 1 :: EVERY], nan, spec)
             courses[run_id] = whole
             if parent:
-                cut = {name: getattr(whole, name)[:36] for name in ("step", "tokens", "flops", "loss", "eval_loss", "lr", "noise_scale")}
+                cut = {
+                    name: getattr(whole, name)[:36]
+                    for name in ("step", "tokens", "flops", "loss", "eval_loss", "lr", "noise_scale")
+                }
                 rest = {name: getattr(whole, name)[36:] for name in cut}
                 courses[f"{run_id}-trunk"] = Course(**cut, spec=spec)
                 courses[run_id] = Course(**rest, spec=spec | {"execution": {"parent": f"{run_id}-trunk"}})
             rows.append(
-                {"run_id": run_id, "role": "fit", "status": "finished", "params_non_embedding": params, "loss": final,
-                 "tokens": STEPS * BATCH, "flops": 6 * params * STEPS * BATCH, "lr": 0.01 * 2**i, "batch_tokens": BATCH}
+                {
+                    "run_id": run_id,
+                    "role": "fit",
+                    "status": "finished",
+                    "params_non_embedding": params,
+                    "loss": final,
+                    "tokens": STEPS * BATCH,
+                    "flops": 6 * params * STEPS * BATCH,
+                    "lr": 0.01 * 2**i,
+                    "batch_tokens": BATCH,
+                }
             )
     write_table(tmp_path / "runs.csv", rows)
     return Evidence(read_table(tmp_path / "runs.csv"), courses)

@@ -1,4 +1,5 @@
-"""The critical batch: where more data a step stops buying fewer steps, against loss, N and D, and the noise scale.
+"""The critical batch: where more data a step stops buying fewer steps, against loss, N and D, and the noise
+scale.
 
 To reach a loss with a batch of B tokens takes S steps and E = B·S tokens with (S/S_min - 1)(E/E_min - 1) = 1
 (McCandlish et al. 2018, arXiv 1812.06162, equation 2.11), which is S = S_min·(1 + B_crit/B) with B_crit =
@@ -20,30 +21,35 @@ from analysis.rates import study_rates
 from analysis.studies import Course, Evidence
 from analysis.values import LEVEL, Estimate, RunRow
 
-SOURCE = "McCandlish et al. 2018 (1812.06162), Kaplan et al. 2020 (2001.08361), Zhang et al. 2024 (2410.21676)"
+SOURCE = (
+    "McCandlish et al. 2018 (1812.06162), Kaplan et al. 2020 (2001.08361), Zhang et al. 2024 (2410.21676)"
+)
 
 KAPLAN_BATCH, KAPLAN_ALPHA = 2e8, 0.21
 """B_crit = B*/L^(1/alpha_B): Kaplan et al. 2020 (arXiv 2001.08361), equation 1.4."""
 
 LEVELS = 6
-"""Losses that steps are read at, of each size. Assumption: neighbours share most of their courses, so that more say
-little more."""
+"""Losses that steps are read at, of each size. Assumption: neighbours share most of their courses, so that
+more say little more."""
 
 FEWEST_BATCHES = 3
 """With a best rate, at one loss: one more than a hyperbola has unknowns."""
 
 BEYOND = 10.0
-"""Times the smallest and the largest batch within which a critical batch is told. Assumption: at ten times the largest
-the hyperbola differs from 1/B by a tenth there."""
+"""Times the smallest and the largest batch within which a critical batch is told. Assumption: at ten times
+the largest the hyperbola differs from 1/B by a tenth there."""
 
 LOOSEST = 0.2
-"""Residual of log steps about the hyperbolas above which they are no hyperbolas. Assumption: a fifth of the steps."""
+"""Residual of log steps about the hyperbolas above which they are no hyperbolas. Assumption: a fifth of the
+steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class Hyperbola:
-    """At one size and loss: batches and the least steps they reach it in, float64[batch]; least_steps is S_min.
-    noise_scale: B_simple of the runs when they pass this loss; NaN where none was measured, or chance hid it."""
+    """At one size and loss: batches and the least steps they reach it in, float64[batch]; least_steps is
+    S_min.
+    noise_scale: B_simple of the runs when they pass this loss; NaN where none was measured, or chance hid
+        it."""
 
     params: float
     loss: float
@@ -74,11 +80,14 @@ def study(evidence: Evidence) -> Finding:
     residual = math.sqrt(sum(float(one.residual @ one.residual) for one in found) / max(1, freedom))
     if residual > LOOSEST:
         raise ValueError(
-            f"steps to a loss lie {100 * residual:.0f}% about the hyperbola; above {100 * LOOSEST:.0f}% it is taken for no law of "
+            f"steps to a loss lie {100 * residual:.0f}% about the hyperbola; above {100 * LOOSEST:.0f}% it "
+            "is taken for no law of "
             "these runs. Add rates, or batches"
         )
     batches = sorted({row.batch_tokens for row in rows})
-    left_out = [hyperbolas([row for row in rows if row.batch_tokens != batch], courses, []) for batch in batches]
+    left_out = [
+        hyperbolas([row for row in rows if row.batch_tokens != batch], courses, []) for batch in batches
+    ]
 
     def number(value: Callable[[Sequence[Hyperbola]], float]) -> Estimate | None:
         return _jackknife(value, found, left_out)
@@ -88,25 +97,35 @@ def study(evidence: Evidence) -> Finding:
     numbers = [
         Number(f"critical batch at loss {lowest.loss:.3g}, N = {lowest.params:.3g}", critical, "tokens",
                f"{kaplan(lowest.loss):.2g}, Kaplan et al. 2020, equation 1.4, at this loss",
-               "their loss is of a BPE token of web text, another corpus and vocabulary: the same loss is not the same model"),
+               "their loss is of a BPE token of web text, another corpus and vocabulary: the same loss is "
+               "not the same model"),
         Number("1/α_B: B_crit falls as loss to this power", number(by_loss), "", "4.8 (α_B = 0.21), Kaplan et al. 2020, equation 1.4",
                "sizes share the power, each has its own factor"),
         Number("exponent of tokens in B_crit, at one N", number(lambda some: by_scale(some)[0]), "",
-               "about 0.47, Zhang et al. 2024, section 4", "D is E_min, the tokens that small batches need to that loss"),
+               "about 0.47, Zhang et al. 2024, section 4", "D is E_min, the tokens that small batches need "
+               "to that loss"),
         Number("exponent of N in B_crit, at one D", number(lambda some: by_scale(some)[1]), "",
                "about 0.09, Zhang et al. 2024, section 4", _sizes_note(found)),
         *_noise_numbers(found, number),
     ]  # fmt: skip
-    numbers = [one if one.estimate else replace(one, note=f"not to be had from these runs; {one.note}") for one in numbers]
-    interval = f" (90% {critical.lo:,.0f} to {critical.hi:,.0f})" if critical and math.isfinite(critical.lo) else ""
+    numbers = [
+        one if one.estimate else replace(one, note=f"not to be had from these runs; {one.note}")
+        for one in numbers
+    ]
+    interval = (
+        f" (90% {critical.lo:,.0f} to {critical.hi:,.0f})" if critical and math.isfinite(critical.lo) else ""
+    )
     return Finding(
         "batch",
         "The critical batch",
         SOURCE,
-        found=f"At loss {lowest.loss:.3g} with N = {lowest.params:,.0f} the critical batch is {lowest.critical:,.0f} tokens"
+        found=f"At loss {lowest.loss:.3g} with N = {lowest.params:,.0f} the critical batch is "
+        f"{lowest.critical:,.0f} tokens"
         f"{interval}: there twice the fewest steps and twice the fewest tokens are taken.",
-        means=f"Up to about {lowest.critical / 4:,.0f} tokens a batch costs at most a quarter more tokens than the fewest; "
-        f"beyond {4 * lowest.critical:,.0f} at most a fifth of the steps can still be saved, at five times the tokens or more.",
+        means=f"Up to about {lowest.critical / 4:,.0f} tokens a batch costs at most a quarter more tokens "
+        "than the fewest; "
+        f"beyond {4 * lowest.critical:,.0f} at most a fifth of the steps can still be saved, at five times "
+        "the tokens or more.",
         numbers=tuple(numbers),
         chart=_chart(found),
         notes=_notes(rows, residual, why),
@@ -135,8 +154,10 @@ def _runs(evidence: Evidence) -> tuple[list[RunRow], dict[str, Course]]:
     batches = {row.batch_tokens for row in rows}
     if len(batches) < FEWEST_BATCHES:
         raise ValueError(
-            f"runs of {len(batches)} batches at a constant rate, with evaluations on the way, were found, and {FEWEST_BATCHES} are "
-            f"wanted ({annealed} runs anneal: what they reach on the way is not what a run of that length would). Train "
+            f"runs of {len(batches)} batches at a constant rate, with evaluations on the way, were found, "
+            f"and {FEWEST_BATCHES} are "
+            f"wanted ({annealed} runs anneal: what they reach on the way is not what a run of that length "
+            "would). Train "
             "+grid=batch"
         )
     return rows, courses
@@ -146,8 +167,8 @@ def _runs(evidence: Evidence) -> tuple[list[RunRow], dict[str, Course]]:
 
 
 def steps_to(course: Course, loss: float) -> float:
-    """The first step at which the held-out loss is down to `loss`, log-linear between evaluations; NaN: it never is, or
-    was before the first of them."""
+    """The first step at which the held-out loss is down to `loss`, log-linear between evaluations; NaN: it
+    never is, or was before the first of them."""
     known = np.isfinite(course.eval_loss)
     lowest = np.minimum.accumulate(course.eval_loss[known])
     log_step = np.log(course.step[known])
@@ -173,13 +194,17 @@ def hyperbolas(rows: Sequence[RunRow], courses: dict[str, Course], why: list[str
 
 
 def levels(rows: Sequence[RunRow], courses: dict[str, Course]) -> np.ndarray:
-    """LEVELS losses, evenly in log loss, that the best rates of FEWEST_BATCHES batches or more pass between their first
-    evaluation and their last."""
+    """LEVELS losses, evenly in log loss, that the best rates of FEWEST_BATCHES batches or more pass between
+    their first evaluation and their last."""
     best: dict[float, tuple[float, float]] = {}
     for row in rows:
         course = courses[row.run_id].eval_loss
         course = course[np.isfinite(course)]
-        if row.status == "finished" and len(course) and course.min() < best.get(row.batch_tokens, (0.0, math.inf))[1]:
+        if (
+            row.status == "finished"
+            and len(course)
+            and course.min() < best.get(row.batch_tokens, (0.0, math.inf))[1]
+        ):
             best[row.batch_tokens] = float(course[0]), float(course.min())
     if len(best) < FEWEST_BATCHES:
         return np.empty(0)
@@ -189,8 +214,8 @@ def levels(rows: Sequence[RunRow], courses: dict[str, Course]) -> np.ndarray:
 
 
 def _hyperbola(rows: Sequence[RunRow], courses: dict[str, Course], loss: float) -> Hyperbola | str:
-    """Or why there is none. The rate of each batch is the one that reaches the loss in the fewest steps: the vertex of
-    a parabola through log steps (analysis/rates.py, which takes steps as it takes losses)."""
+    """Or why there is none. The rate of each batch is the one that reaches the loss in the fewest steps: the
+    vertex of a parabola through log steps (analysis/rates.py, which takes steps as it takes losses)."""
     reached = []
     for row in rows:
         steps = steps_to(courses[row.run_id], loss)
@@ -202,7 +227,9 @@ def _hyperbola(rows: Sequence[RunRow], courses: dict[str, Course], loss: float) 
     where = f"at loss {loss:.3g}, N = {rows[0].params:.3g}"
     if len(curves) < FEWEST_BATCHES:
         edge = [curve.reason for curve in rates.curves if not curve.bracketed] if rates else []
-        return f"{len(curves)} batches have a best rate {where}, {FEWEST_BATCHES} are wanted" + (f" ({edge[0]})" if edge else "")
+        return f"{len(curves)} batches have a best rate {where}, {FEWEST_BATCHES} are wanted" + (
+            f" ({edge[0]})" if edge else ""
+        )
     batches = np.array([batch_of[curve.run_ids[0]] for curve in curves])
     steps = np.array([float(curve.loss_at(np.exp2(curve.optimum.value))) for curve in curves])
     critical, least = fit_hyperbola(batches, steps)
@@ -216,8 +243,8 @@ def _hyperbola(rows: Sequence[RunRow], courses: dict[str, Course], loss: float) 
 
 
 def fit_hyperbola(batches: np.ndarray, steps: np.ndarray) -> tuple[float, float]:
-    """(B_crit, S_min) of S = S_min·(1 + B_crit/B), least squares in log steps. (inf, NaN) where B_crit lies BEYOND the
-    largest batch, (-inf, 0) where it lies as far below the smallest."""
+    """(B_crit, S_min) of S = S_min·(1 + B_crit/B), least squares in log steps. (inf, NaN) where B_crit lies
+    BEYOND the largest batch, (-inf, 0) where it lies as far below the smallest."""
 
     def left(log_critical: float) -> np.ndarray:
         shape = np.log(steps) - np.log1p(np.exp(log_critical) / batches)
@@ -228,14 +255,16 @@ def fit_hyperbola(batches: np.ndarray, steps: np.ndarray) -> tuple[float, float]
     k = int(np.argmin([float(left(x) @ left(x)) for x in grid]))
     if k in (0, len(grid) - 1):
         return (-math.inf, 0.0) if k == 0 else (math.inf, math.nan)
-    best = minimize_scalar(lambda x: float(left(x) @ left(x)), bounds=(grid[k - 1], grid[k + 1]), method="bounded").x
+    best = minimize_scalar(
+        lambda x: float(left(x) @ left(x)), bounds=(grid[k - 1], grid[k + 1]), method="bounded"
+    ).x
     critical = math.exp(best)
     return critical, float(np.exp(np.mean(np.log(steps) - np.log1p(critical / batches))))
 
 
 def _noise_at(course: Course, loss: float) -> float:
-    """B_simple when the run passes `loss`; NaN beyond its measurements. Between them 1/B_simple, whose noise is
-    |G|²'s and may take it below 0, is linear in the log of the step."""
+    """B_simple when the run passes `loss`; NaN beyond its measurements. Between them 1/B_simple, whose noise
+    is |G|²'s and may take it below 0, is linear in the log of the step."""
     step, known = steps_to(course, loss), np.isfinite(course.noise_scale)
     at = course.step[known]
     if not known.any() or not at[0] <= step <= at[-1]:
@@ -247,7 +276,8 @@ def _noise_at(course: Course, loss: float) -> float:
 
 
 def by_loss(found: Sequence[Hyperbola]) -> float:
-    """1/alpha_B: minus the slope of log B_crit over log loss, a factor of each size's own; NaN: one loss a size."""
+    """1/alpha_B: minus the slope of log B_crit over log loss, a factor of each size's own; NaN: one loss a
+    size."""
     return -_slopes(found, [np.log([one.loss for one in found])], own=True)[0]
 
 
@@ -259,7 +289,11 @@ def by_scale(found: Sequence[Hyperbola]) -> tuple[float, float]:
 
 def _slopes(found: Sequence[Hyperbola], over: list[np.ndarray], own: bool) -> tuple[float, ...]:
     sizes = sorted({one.params for one in found})
-    constants = [np.array([one.params == size for one in found], dtype=float) for size in sizes] if own else [np.ones(len(found))]
+    constants = (
+        [np.array([one.params == size for one in found], dtype=float) for size in sizes]
+        if own
+        else [np.ones(len(found))]
+    )
     terms = np.column_stack([*over, *constants])
     if len(found) <= terms.shape[1] or np.linalg.matrix_rank(terms, tol=1e-3) < terms.shape[1]:
         return (math.nan,) * len(over)
@@ -277,8 +311,9 @@ def _at(found: Sequence[Hyperbola], params: float, loss: float) -> float:
 
 
 def _jackknife(value, found: Sequence[Hyperbola], left_out: Sequence[Sequence[Hyperbola]]) -> Estimate | None:
-    """With an interval from leaving each batch out (the delete-one jackknife, Student's t): levels of one course share
-    its luck, batches do not. NaN ends where fewer than three are to be had; None where there is no value."""
+    """With an interval from leaving each batch out (the delete-one jackknife, Student's t): levels of one
+    course share its luck, batches do not. NaN ends where fewer than three are to be had; None where there is
+    no value."""
     here = value(found)
     if not math.isfinite(here):
         return None
@@ -306,7 +341,14 @@ def _noise_ratio(found: Sequence[Hyperbola]) -> float:
 
 def _noise_numbers(found: Sequence[Hyperbola], number) -> list[Number]:
     if not any(math.isfinite(one.noise_scale) for one in found):
-        return [Number("noise scale over critical batch", None, "times", note="no noise scale was measured (executor.noise_scales)")]
+        return [
+            Number(
+                "noise scale over critical batch",
+                None,
+                "times",
+                note="no noise scale was measured (executor.noise_scales)",
+            )
+        ]
     note = "B_simple is of plain gradients; the runs step with Adam's"
     return [Number("noise scale over critical batch", number(_noise_ratio), "times",
                    "it predicts the largest useful batch, McCandlish et al. 2018, abstract", note)]  # fmt: skip
@@ -318,16 +360,23 @@ def _sizes_note(found: Sequence[Hyperbola]) -> str:
 
 
 def _most(why: Sequence[str]) -> str:
-    return "; ".join(dict.fromkeys(why[:3])) or "no loss is passed by runs of three batches between their evaluations"
+    return (
+        "; ".join(dict.fromkeys(why[:3]))
+        or "no loss is passed by runs of three batches between their evaluations"
+    )
 
 
 def _notes(rows: Sequence[RunRow], residual: float, why: Sequence[str]) -> tuple[str, ...]:
     notes = [
-        f"{len(rows)} runs at a constant rate. Steps lie {100 * residual:.1f}% about the hyperbolas. Each point is its batch's "
-        "best rate, by a parabola through log steps; a batch whose best rate is at the edge of those tried is left out.",
-        "Adam's betas are one for all batches; small ones want a larger beta2 (Porian et al. 2024, Zhang et al. 2024), so "
+        f"{len(rows)} runs at a constant rate. Steps lie {100 * residual:.1f}% about the hyperbolas. Each "
+        "point is its batch's "
+        "best rate, by a parabola through log steps; a batch whose best rate is at the edge of those tried "
+        "is left out.",
+        "Adam's betas are one for all batches; small ones want a larger beta2 (Porian et al. 2024, Zhang et "
+        "al. 2024), so "
         "that the smallest may look a little worse, and the critical batch a little larger, than they are.",
-        "Kaplan's and Zhang's are of BPE tokens; a batch of as many bytes holds less text. Exponents compare, factors do not.",
+        "Kaplan's and Zhang's are of BPE tokens; a batch of as many bytes holds less text. Exponents "
+        "compare, factors do not.",
     ]
     if why:
         notes.append(f"Without a critical batch: {len(why)} losses, for example {why[0]}.")
@@ -343,11 +392,16 @@ def _chart(found: Sequence[Hyperbola]) -> Chart:
         label = f"N = {one.params:.3g}, loss {one.loss:.3g}"
         fine = np.geomspace(one.batches.min() / 2, one.batches.max() * 2, 60)
         steps = one.least_steps * (1 + one.critical / fine)
-        trade += [Series(label, one.steps, one.steps * one.batches), Series(label, steps, steps * fine, "line")]
+        trade += [
+            Series(label, one.steps, one.steps * one.batches),
+            Series(label, steps, steps * fine, "line"),
+        ]
     for n in sizes:
         ours = sorted((one for one in found if one.params == n), key=lambda one: one.loss)
         losses = np.array([one.loss for one in ours])
-        against.append(Series(f"critical batch, N = {n:.3g}", losses, np.array([one.critical for one in ours])))
+        against.append(
+            Series(f"critical batch, N = {n:.3g}", losses, np.array([one.critical for one in ours]))
+        )
         scales = np.array([one.noise_scale for one in ours])
         if np.isfinite(scales).any():
             known = np.isfinite(scales)
@@ -356,10 +410,13 @@ def _chart(found: Sequence[Hyperbola]) -> Chart:
     factor = np.exp(np.mean([math.log(one.critical / kaplan(one.loss)) for one in found]))
     against.append(Series("Kaplan et al.'s power of the loss", ends, factor * kaplan(ends), "dashed"))
     return Chart(
-        "Steps against tokens: steps and tokens to one loss, a point a batch at its own best rate, and the hyperbola through them. Critical "
+        "Steps against tokens: steps and tokens to one loss, a point a batch at its own best rate, and the "
+        "hyperbola through them. Critical "
         "batch against loss: the critical batch of each loss beside the gradient noise scale there.",
         (
-            Panel("Steps against tokens", "steps to the loss", "tokens to the loss", tuple(trade), log_y=True),
+            Panel(
+                "Steps against tokens", "steps to the loss", "tokens to the loss", tuple(trade), log_y=True
+            ),
             Panel("Critical batch against loss", "loss, nats a token", "tokens", tuple(against), log_y=True),
         ),
     )

@@ -1,8 +1,9 @@
-"""A run's final loss from its beginning: what is known after 10 to 50% of it, and which runs that could have stopped.
+"""A run's final loss from its beginning: what is known after 10 to 50% of it, and which runs that could have
+stopped.
 
-Tissue et al. 2024 (arXiv 2408.11029) and Luo et al. 2025 (2503.12811) fit the whole course of a loss under its
-schedule. What annealing gains cannot be learnt from a stretch without any: it is learnt from finished, cheaper
-runs (analysis/annealing.py), and each run is predicted from these and its own beginning alone.
+Tissue et al. 2024 (arXiv 2408.11029) and Luo et al. 2025 (2503.12811) fit the whole course of a loss under
+its schedule. What annealing gains cannot be learnt from a stretch without any: it is learnt from finished,
+cheaper runs (analysis/annealing.py), and each run is predicted from these and its own beginning alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.annealing import AREA, POWER, Annealing, CourseError, CourseRun, SharedLaw
-from analysis.annealing import course_run, fit_shared, predict_final, predict_unseen
+from analysis.annealing import (
+    AREA,
+    POWER,
+    Annealing,
+    CourseError,
+    CourseRun,
+    SharedLaw,
+    course_run,
+    fit_shared,
+    predict_final,
+    predict_unseen,
+)
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.studies import Evidence
 from analysis.values import LEVEL, Estimate
@@ -31,8 +42,8 @@ FEWEST = 5
 FEWEST_TESTS = 4
 """Predicted runs below which their errors make no interval. Assumption."""
 COARSEST = 0.1
-"""Residual of a line of the log, as a share of the loss, above which the law describes no course. Assumption: three
-times what the luck of 5,000 tokens does."""
+"""Residual of a line of the log, as a share of the loss, above which the law describes no course. Assumption:
+three times what the luck of 5,000 tokens does."""
 SAME_BUDGET = 0.02
 """Relative difference of FLOPs within which runs compete: a run has whole batches."""
 GROUPS = 6
@@ -40,8 +51,8 @@ GROUPS = 6
 
 @dataclass(frozen=True, eq=False)
 class Tests:
-    """Of each run that has cheaper ones. errors: log(predicted / measured), float64[run, share]; NaN: not to be
-    had. unseen: likewise without looking at the run, float64[run]."""
+    """Of each run that has cheaper ones. errors: log(predicted / measured), float64[run, share]; NaN: not to
+    be had. unseen: likewise without looking at the run, float64[run]."""
 
     runs: tuple[CourseRun, ...]
     errors: np.ndarray
@@ -63,7 +74,8 @@ def study(evidence: Evidence) -> Finding:
     main = tests[AREA.name]
     if len(main.runs) < FEWEST_TESTS:
         raise ValueError(
-            f"{len(main.runs)} runs can be predicted from {FEWEST} or more finished ones of at most {CHEAPER:g} times their "
+            f"{len(main.runs)} runs can be predicted from {FEWEST} or more finished ones of at most "
+            f"{CHEAPER:g} times their "
             f"FLOPs; {FEWEST_TESTS} are wanted. Add budgets or sizes. {'; '.join(main.reasons[:1])}"
         )
     law = fit_shared(runs)
@@ -75,12 +87,20 @@ def study(evidence: Evidence) -> Finding:
     usable = [s for s in range(len(SHARES)) if np.isfinite(rms[AREA.name][s])]
     first, last = usable[0], usable[-1]
     found = (
-        f"The final loss of {len(main.runs)} runs is predicted to {100 * rms[AREA.name][first]:.1f}% from the first "
-        f"{SHARES[first]:.0%} and to {100 * rms[AREA.name][last]:.1f}% from the first {SHARES[last]:.0%} of each; their sizes and "
+        f"The final loss of {len(main.runs)} runs is predicted to {100 * rms[AREA.name][first]:.1f}% from "
+        "the first "
+        f"{SHARES[first]:.0%} and to {100 * rms[AREA.name][last]:.1f}% from the first {SHARES[last]:.0%} of "
+        "each; their sizes and "
         f"tokens alone give {100 * unseen:.1f}%; {len(stops)} could have been stopped on the way."
     )
     return Finding(
-        "curve", TITLE, SOURCE, found, _means(main, stops, rms[AREA.name], unseen), tuple(numbers), _chart(tests, stops),
+        "curve",
+        TITLE,
+        SOURCE,
+        found,
+        _means(main, stops, rms[AREA.name], unseen),
+        tuple(numbers),
+        _chart(tests, stops),
         _notes(law, main, left_out),
     )
 
@@ -88,7 +108,8 @@ def study(evidence: Evidence) -> Finding:
 def _runs(evidence: Evidence) -> tuple[list[CourseRun], list[str]]:
     if not len(evidence.courses):
         raise ValueError(
-            "the course of each run is wanted (runs/*/metrics.jsonl), and a table has none; give the folder of a sweep"
+            "the course of each run is wanted (runs/*/metrics.jsonl), and a table has none; give the folder "
+            "of a sweep"
         )
     excluded = {exclusion.run_id for exclusion in evidence.table.exclusions}
     runs, left_out = [], []
@@ -100,7 +121,8 @@ def _runs(evidence: Evidence) -> tuple[list[CourseRun], list[str]]:
                 left_out.append(str(error))
     if len(runs) < FEWEST + FEWEST_TESTS:
         raise ValueError(
-            f"{len(runs)} finished runs have a course from the beginning on, {FEWEST + FEWEST_TESTS} are wanted: {FEWEST} "
+            f"{len(runs)} finished runs have a course from the beginning on, {FEWEST + FEWEST_TESTS} are "
+            f"wanted: {FEWEST} "
             f"to learn from and {FEWEST_TESTS} to predict. {'; '.join(left_out[:1])}"
         )
     return sorted(runs, key=lambda run: run.flops), left_out
@@ -137,8 +159,8 @@ def backtest(runs: Sequence[CourseRun], annealing: Annealing) -> Tests:
 
 @dataclass(frozen=True)
 class Stop:
-    """A run that need not have gone on after `share`: by then its loss was known to end above another's of its
-    budget. right: so it did."""
+    """A run that need not have gone on after `share`: by then its loss was known to end above another's of
+    its budget. right: so it did."""
 
     run: CourseRun
     share: float
@@ -146,8 +168,8 @@ class Stop:
 
 
 def stopped(tests: Tests) -> list[Stop]:
-    """At each share, runs whose predicted loss lies above the lowest of their budget by more than differences of
-    predictions within a budget err in 95 of 100 cases; those of the run itself are not counted."""
+    """At each share, runs whose predicted loss lies above the lowest of their budget by more than differences
+    of predictions within a budget err in 95 of 100 cases; those of the run itself are not counted."""
     stops: dict[int, Stop] = {}
     sets = _budgets(tests.runs)
     for s, share in enumerate(SHARES):
@@ -194,11 +216,15 @@ def _law_numbers(law: SharedLaw) -> list[Number]:
     """The law of all runs; intervals by leaving out groups of them (the delete-a-group jackknife)."""
     if law.noise > COARSEST:
         raise ValueError(
-            f"the law leaves {100 * law.noise:.0f}% of the loss at a line of the log; above {100 * COARSEST:.0f}% it is taken "
+            f"the law leaves {100 * law.noise:.0f}% of the loss at a line of the log; above "
+            f"{100 * COARSEST:.0f}% it is taken "
             "to describe no course. Look for spikes and restarts in metrics.jsonl"
         )
     groups = np.array_split(np.random.default_rng(0).permutation(len(law.runs)), min(GROUPS, len(law.runs)))
-    left = [fit_shared([run for i, run in enumerate(law.runs) if i not in group], law.annealing, law.theta) for group in groups]
+    left = [
+        fit_shared([run for i, run in enumerate(law.runs) if i not in group], law.annealing, law.theta)
+        for group in groups
+    ]
 
     def number(value) -> Estimate:
         values = np.array([value(one) for one in left])
@@ -208,34 +234,55 @@ def _law_numbers(law: SharedLaw) -> list[Number]:
         return Estimate(here, here - wide, here + wide, se)
 
     dearest = law.runs[-1]
-    gained = number(lambda one: 100 * one.gain * one.annealing.term(dearest, one.constant)[-1] / dearest.final)
+    gained = number(
+        lambda one: 100 * one.gain * one.annealing.term(dearest, one.constant)[-1] / dearest.final
+    )
     if gained.value <= 0:
         raise ValueError(
-            f"in these runs annealing does not lower the loss (by the law the dearest run ends {-gained.value:.1f}% above "
-            "where it would without), so that the law does not hold. A decay of too few steps, or a rate that was too low, do this"
+            "in these runs annealing does not lower the loss (by the law the dearest run ends "
+            f"{-gained.value:.1f}% above "
+            "where it would without), so that the law does not hold. A decay of too few steps, or a rate "
+            "that was too low, do this"
         )
     alpha_note = (
         f"on the bound of {law.alpha:.2g}, no interval: the courses fall as a logarithm of S1"
         if law.at_bound[0]
-        else "theirs is of web text and 25M to 400M parameters; the luck of the data, which moves all runs alike, is not "
+        else "theirs is of web text and 25M to 400M parameters; the luck of the data, which moves all runs "
+        "alike, is not "
         "in the interval"
     )
     memory_note = "a step here has other tokens than theirs"
     if law.at_bound[1]:
         memory_note = f"on the bound of {1 - law.constant:.4g}, no interval: the loss follows the rate at once, or never"
     return [
-        Number("exponent α of the area under the rate", None if law.at_bound[0] else number(lambda one: one.alpha), "",
-               "0.43 to 0.51, Luo et al. 2025, README of their repository", alpha_note),
-        Number("λ, by which a fall of the rate is remembered", None if law.at_bound[1] else number(lambda one: 1 - one.constant),
-               "a step", "0.999, Tissue et al. 2024, section 3", memory_note),
+        Number(
+            "exponent α of the area under the rate",
+            None if law.at_bound[0] else number(lambda one: one.alpha),
+            "",
+            "0.43 to 0.51, Luo et al. 2025, README of their repository",
+            alpha_note,
+        ),
+        Number(
+            "λ, by which a fall of the rate is remembered",
+            None if law.at_bound[1] else number(lambda one: 1 - one.constant),
+            "a step",
+            "0.999, Tissue et al. 2024, section 3",
+            memory_note,
+        ),
         Number("what annealing gave the dearest run", gained, "% of its final loss"),
     ]
 
 
 def _error_numbers(tests: dict[str, Tests]) -> list[Number]:
     main = tests[AREA.name]
-    numbers = [Number("error of the final loss, run not looked at", _rms_estimate(main.unseen), "% rms",
-                      note="from sizes, tokens and losses of cheaper runs")]
+    numbers = [
+        Number(
+            "error of the final loss, run not looked at",
+            _rms_estimate(main.unseen),
+            "% rms",
+            note="from sizes, tokens and losses of cheaper runs",
+        )
+    ]
     for s, share in enumerate(SHARES):
         errors = main.errors[:, s]
         inside = sum(abs(errors[i]) <= main.half_width(i, s) for i in range(len(errors)))
@@ -244,7 +291,11 @@ def _error_numbers(tests: dict[str, Tests]) -> list[Number]:
         if told > 1:
             other = 100 * _rms(tests[POWER.name].errors[:, s])
             note = f"multi-power law: {other:.1f}%; {inside} of {told} within their 90% interval"
-        numbers.append(Number(f"… first {share:.0%} seen", _rms_estimate(errors) if told > 1 else None, "% rms", note=note))
+        numbers.append(
+            Number(
+                f"… first {share:.0%} seen", _rms_estimate(errors) if told > 1 else None, "% rms", note=note
+            )
+        )
     return numbers
 
 
@@ -257,7 +308,9 @@ def _rms_estimate(errors: np.ndarray) -> Estimate:
 
 
 def _saved(tests: Tests, stops: Sequence[Stop]) -> float:
-    return 100 * sum((1 - stop.share) * stop.run.flops for stop in stops) / sum(run.flops for run in tests.runs)
+    return (
+        100 * sum((1 - stop.share) * stop.run.flops for stop in stops) / sum(run.flops for run in tests.runs)
+    )
 
 
 def _stop_numbers(tests: Tests, stops: Sequence[Stop]) -> list[Number]:
@@ -265,16 +318,26 @@ def _stop_numbers(tests: Tests, stops: Sequence[Stop]) -> list[Number]:
     named = ", ".join(f"{stop.run.run_id} at {stop.share:.0%}" for stop in stops[:6])
     note = f"a count, without an interval; {wrong} of {len(stops)} stopped runs were the best of their budget"
     return [
-        Number("runs that could have been stopped", Estimate(len(stops), math.nan, math.nan, math.nan), f"of {len(tests.runs)}",
-               note=named + (" …" if len(stops) > 6 else "")),
-        Number("FLOPs that this saves", Estimate(saved, math.nan, math.nan, math.nan), "% of the predicted runs'", note=note),
+        Number(
+            "runs that could have been stopped",
+            Estimate(len(stops), math.nan, math.nan, math.nan),
+            f"of {len(tests.runs)}",
+            note=named + (" …" if len(stops) > 6 else ""),
+        ),
+        Number(
+            "FLOPs that this saves",
+            Estimate(saved, math.nan, math.nan, math.nan),
+            "% of the predicted runs'",
+            note=note,
+        ),
     ]
 
 
 def _means(tests: Tests, stops: Sequence[Stop], rms: Sequence[float], unseen: float) -> str:
     better = [share for share, error in zip(SHARES, rms) if error < unseen]
     if not better:
-        return "The beginning of a run tells no more here than its size and tokens do: decide before it starts, not on the way."
+        return "The beginning of a run tells no more here than its size and tokens do: decide before it "
+        "starts, not on the way."
     wrong = sum(not stop.right for stop in stops)
     told = f"From {better[0]:.0%} on, the beginning of a run tells more than its size and tokens"
     if not stops:
@@ -285,14 +348,18 @@ def _means(tests: Tests, stops: Sequence[Stop], rms: Sequence[float], unseen: fl
 
 def _notes(law: SharedLaw, tests: Tests, left_out: Sequence[str]) -> tuple[str, ...]:
     notes = [
-        "Each run is predicted from its own beginning and from finished runs of fewer FLOPs; none of its later lines is "
-        "used. Annealing's gain, λ and α are those runs'. Its interval is the error of the other predicted runs.",
-        "Stopping is about the best run of a budget. A law is fitted through the others too: a run that is stopped leaves "
+        "Each run is predicted from its own beginning and from finished runs of fewer FLOPs; none of its "
+        "later lines is "
+        "used. Annealing's gain, λ and α are those runs'. Its interval is the error of the other predicted "
+        "runs.",
+        "Stopping is about the best run of a budget. A law is fitted through the others too: a run that is "
+        "stopped leaves "
         "its predicted loss, with that interval, in the place of a measured one.",
     ]
     if law.luck[0].any():
         notes.append(
-            "Runs of one seed see the same data at the same place: what of a line's loss is common to them is taken out, "
+            "Runs of one seed see the same data at the same place: what of a line's loss is common to them "
+            "is taken out, "
             f"and {100 * law.noise:.1f}% is left."
         )
     if tests.reasons:
@@ -321,7 +388,14 @@ def _chart(tests: dict[str, Tests], stops: Sequence[Stop]) -> Chart:
     after = run.fitted
     course = (
         Series("training loss", 100 * run.step[after] / run.step[-1], losses[after], "line"),
-        Series("final loss, as predicted there", shares[known], value, "dots", value * np.exp(-wide), value * np.exp(wide)),
+        Series(
+            "final loss, as predicted there",
+            shares[known],
+            value,
+            "dots",
+            value * np.exp(-wide),
+            value * np.exp(wide),
+        ),
         Series("final loss", np.array([100.0]), np.array([run.final])),
     )
     ids = {id(stop.run): stop.share for stop in stops}
@@ -329,12 +403,25 @@ def _chart(tests: dict[str, Tests], stops: Sequence[Stop]) -> Chart:
     off = [100 * (run.final / best[i] - 1) for i, run in enumerate(main.runs)]
     when = [100 * ids.get(id(run), 1.0) for run in main.runs]
     return Chart(
-        "Error by share seen: how well the final loss is known after a share of a run. The dearest run: what was predicted "
-        "of its end on the way. Which runs could stop: when, by how far each ended above the best of its budget.",
+        "Error by share seen: how well the final loss is known after a share of a run. The dearest run: "
+        "what was predicted "
+        "of its end on the way. Which runs could stop: when, by how far each ended above the best of its "
+        "budget.",
         (
-            Panel("Error by share seen", "share of the run seen, %", "error of the final loss, % rms", tuple(by_share), log_x=False),
+            Panel(
+                "Error by share seen",
+                "share of the run seen, %",
+                "error of the final loss, % rms",
+                tuple(by_share),
+                log_x=False,
+            ),
             Panel("The dearest run", "share of the run, %", "loss, nats a token", course, log_x=False),
-            Panel("Which runs could stop", "final loss above the best, %", "stopped at, % of the run",
-                  (Series("runs", np.array(off), np.array(when)),), log_x=False),
+            Panel(
+                "Which runs could stop",
+                "final loss above the best, %",
+                "stopped at, % of the run",
+                (Series("runs", np.array(off), np.array(when)),),
+                log_x=False,
+            ),
         ),
     )

@@ -1,5 +1,5 @@
-"""The gradient noise scale while a run trains: from gradients alone, the batch beyond which more data a step buys
-little (McCandlish et al. 2018, arXiv 1812.06162)."""
+"""The gradient noise scale while a run trains: from gradients alone, the batch beyond which more data a step
+buys little (McCandlish et al. 2018, arXiv 1812.06162)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from models.decoder import token_losses
 from sweep.data.batches import TokenBatches
 
 SEQUENCES = 64
-"""Of the stream, that a measurement takes: as many small batches of one sequence, and one large of them all. Assumption:
-what they cost is one large batch, and what one measurement leaves to chance a study averages over several."""
+"""Of the stream, that a measurement takes: as many small batches of one sequence, and one large of them all.
+Assumption: what they cost is one large batch, and what one measurement leaves to chance a study averages over
+    several."""
 
 
 @dataclass(frozen=True)
 class NoiseScale:
-    """square: |G|², trace: tr(Σ) of one token's gradient, both unbiased and so possibly below 0 (appendix A.1).
+    """square: |G|², trace: tr(Σ) of one token's gradient, both unbiased and so possibly below 0 (appendix
+    A.1).
 
-    tokens: B_simple = tr(Σ)/|G|² (equation 2.9). It is below 0 where chance hid |G|², and is kept so, since means of
-    1/B_simple over measurements are then unbiased; None where |G|² is 0.
+    tokens: B_simple = tr(Σ)/|G|² (equation 2.9). It is below 0 where chance hid |G|², and is kept so, since
+    means of 1/B_simple over measurements are then unbiased; None where |G|² is 0.
     """
 
     square: float
@@ -34,8 +36,8 @@ class NoiseScale:
 
 
 def noise_scale(gradients: Iterable[Sequence[Tensor]], small_tokens: int) -> NoiseScale:
-    """From the gradients of independent batches of `small_tokens` tokens each, and their mean as the one of the
-    large batch. Norms are summed in float64. Raises ValueError: fewer than two."""
+    """From the gradients of independent batches of `small_tokens` tokens each, and their mean as the one of
+    the large batch. Norms are summed in float64. Raises ValueError: fewer than two."""
     total: list[Tensor] | None = None
     squares, count = 0.0, 0
     for gradient in gradients:
@@ -59,8 +61,9 @@ def _square(gradient: Sequence[Tensor]) -> float:
 
 
 def measure_noise(model: nn.Module, batches: TokenBatches, step: int, autocast: Callable) -> NoiseScale:
-    """At the weights as they are, on the sequences that come next in the run's stream. It touches neither weights nor
-    .grad, and there is nothing random in it, so that the run goes on as if nothing had been measured.
+    """At the weights as they are, on the sequences that come next in the run's stream. It touches neither
+    weights nor .grad, and there is nothing random in it, so that the run goes on as if nothing had been
+    measured.
 
     model: not compiled; its gradients are taken without the hooks that gather them over ranks.
     """
