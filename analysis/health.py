@@ -31,7 +31,7 @@ KINDS = (
 """From the worst to the mildest."""
 
 FEWEST_DECAY = 0.1
-"""Share of the steps over which the rate must come down. Hägele et al. 2024 (arXiv 2405.18392), section 4:
+"""Share of the tokens over which the rate must come down. Hägele et al. 2024 (arXiv 2405.18392), section 4:
 cooldowns of 10 to 20% of the steps reach what a cosine schedule does."""
 
 HIGHEST_END = 0.2
@@ -76,12 +76,13 @@ WEBTEXT_BYTES = 96e9 / 2.29e10
 @dataclass(frozen=True)
 class Course:
     """One run's training lines in metrics.jsonl, by step; float64[line]. grad_norm is NaN where it was
-    not logged."""
+    not logged; where tokens were not, each update stands for one."""
 
     step: np.ndarray
     loss: np.ndarray
     rate: np.ndarray
     grad_norm: np.ndarray
+    tokens: np.ndarray
 
     def whole_lines(self) -> Course:
         """Without lines that are means of far fewer updates than the others: the last one, often."""
@@ -89,7 +90,8 @@ class Course:
             return self
         updates = np.diff(self.step, prepend=2 * self.step[0] - self.step[1])
         whole = updates >= 0.5 * np.median(updates)
-        return Course(self.step[whole], self.loss[whole], self.rate[whole], self.grad_norm[whole])
+        columns = (self.step, self.loss, self.rate, self.grad_norm, self.tokens)
+        return Course(*(column[whole] for column in columns))
 
 
 def examine(
@@ -258,9 +260,10 @@ def read_course(folder: Path, run_id: str) -> Course | None:
         return None
     columns = [
         np.array([float(lines[step].get(name, math.nan)) for step in sorted(lines)])
-        for name in ("step", "loss", "lr", "grad_norm")
+        for name in ("step", "loss", "lr", "grad_norm", "tokens")
     ]
-    return Course(*columns)
+    tokens = columns.pop()
+    return Course(*columns, tokens if np.isfinite(tokens).all() else columns[0])
 
 
 def _line(text: str) -> Mapping[str, float] | None:
@@ -274,20 +277,21 @@ def _line(text: str) -> Mapping[str, float] | None:
 
 
 def _undercooled(course: Course, row: RunRow) -> Iterator[HealthFinding]:
-    """The share is the most that it can be: from the last line at the peak to the end, or of a branch, whose
-    trunk was at the peak, from a line's distance before its first."""
+    """The share, of the tokens, is the most that it can be: from the last line at the peak to the end, or of a
+    branch, whose trunk was at the peak, from a line's distance before its first."""
     peak = max(course.rate.max(), row.lr or 0.0)
     at_peak = np.flatnonzero(course.rate >= peak * (1 - 1e-9))
-    before = max(0.0, course.step[0] - np.median(np.diff(course.step, prepend=0.0)))
+    lines = np.diff(course.tokens, prepend=0.0)
+    update = float(np.median(lines / np.diff(course.step, prepend=0.0)))
     # a line tells the rate of the update before it
-    start = course.step[at_peak[-1]] - 1 if len(at_peak) else before
-    share, end = 1 - start / course.step[-1], course.rate[-1] / peak
+    start = course.tokens[at_peak[-1]] - update if len(at_peak) else max(0.0, course.tokens[0] - np.median(lines))
+    share, end = 1 - start / course.tokens[-1], course.rate[-1] / peak
     if end > HIGHEST_END:
         says = f"its rate ended at {100 * end:.0f}% of the peak, over {100 * HIGHEST_END:.0f}%"
         source = "Hoffmann et al. 2022 (arXiv 2203.15556), appendix B, doubled"
         yield _finding(row, "undercooled", says, end, HIGHEST_END, source, True)
-    elif share + 0.5 / course.step[-1] < FEWEST_DECAY * (1 - 1e-9):  # decays are whole steps
-        says = f"its rate came down over {100 * share:.1f}% of the steps, under {100 * FEWEST_DECAY:.0f}%"
+    elif share + 0.5 * update / course.tokens[-1] < FEWEST_DECAY * (1 - 1e-9):  # decays are whole updates
+        says = f"its rate came down over {100 * share:.1f}% of its tokens, under {100 * FEWEST_DECAY:.0f}%"
         source = "Hägele et al. 2024 (arXiv 2405.18392), section 4"
         yield _finding(row, "undercooled", says, share, FEWEST_DECAY, source, True)
 

@@ -68,6 +68,13 @@ def test_healthy_runs_have_no_findings(tmp_path, seed, decay, end, first):
     assert found(tmp_path, course(decay, end, seed, first)) == []
 
 
+@pytest.mark.parametrize("power, findings", [(1.0, 1), (2.0, 0)])
+def test_where_batches_grow_the_cooldown_is_a_share_of_the_tokens(tmp_path, power, findings):
+    """8% of the updates, which hold 15.4% of the tokens where these go with the square of the updates."""
+    lines = [{**line, "tokens": line["step"] ** power} for line in course(decay=0.08)]
+    assert len(found(tmp_path, lines)) == findings
+
+
 def test_a_gradient_that_spikes_alone_is_an_odd_batch(tmp_path):
     assert found(tmp_path, spiked(course(), 60, 30.0, "grad_norm")) == []
 
@@ -77,11 +84,11 @@ def test_a_gradient_that_spikes_alone_is_an_odd_batch(tmp_path):
     [
         (course(decay=0.0), "undercooled", "its rate ended at 100% of the peak, over 20%"),
         (course(decay=0.3, end=0.5), "undercooled", "its rate ended at 5.% of the peak"),
-        (course(decay=0.04), "undercooled", "its rate came down over 4.0% of the steps, under 10%"),
+        (course(decay=0.04), "undercooled", "its rate came down over 4.0% of its tokens, under 10%"),
         (
             course(decay=0.04, first=1920),
             "undercooled",
-            "its rate came down over 4.0% of the steps",
+            "its rate came down over 4.0% of its tokens",
         ),  # a branch
         (
             spiked(course(), 85, 1.08, until=100),
