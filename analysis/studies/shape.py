@@ -25,6 +25,7 @@ FIXED = 1.25
 """Ratio of N up to which a shape is compared with the base by way of L(N). Assumption: beyond it the slope, not
 the shape, would be what is seen."""
 
+BASE = "base shape, and its L(N)"
 CLEARLY = 1.25
 """Ratio of deviations from which one count is called better. Assumption."""
 
@@ -256,13 +257,13 @@ def _chart(
             own = np.array([axis.ratio(cell[0]) for cell in base if _near(cell[0].params, N)])
             zero = np.array([min(x.min(), own.min(initial=x.min())), max(x.max(), own.max(initial=x.max()))])
             shapes = Series("other shapes", x, y, lo=lo, hi=hi)
-            series = (Series("L(N) of the base shape", zero, np.zeros(2), "line"), shapes)
-            series += (Series("base shape", own, np.zeros(len(own)), "star"),)
+            series = (Series(BASE, zero, np.zeros(2), "line"), shapes)
+            series += (Series(BASE, own, np.zeros(len(own)), "star"),)
             panels.append(Panel(axis.name, axis.label, "loss over L(N), %", series))
     sizes = np.array(sorted(cell[0].params for cell in base))
     depths = [cell for cell in every if _differs(cell[0], common) == ["depth"] and _near(cell[0].params, N)]
     series = [
-        Series("L(N) of the base shape", sizes, np.exp([line.log_loss(size) for size in sizes]), "line")
+        Series(BASE, sizes, np.exp([line.log_loss(size) for size in sizes]), "line")
     ]
     for name, count in (("non-embedding", lambda row: row.params), ("total", lambda row: row.params_total)):
         of = [(count(cell[0]), math.exp(_mean(cell))) for cell in (*base, *depths) if count(cell[0])]
