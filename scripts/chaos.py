@@ -501,7 +501,7 @@ def main() -> int:
         print(f"{name:32}{injected[name]:9}{injected[name] - lost[name]:9}{lost[name]:6}")
     print(f"{'all':32}{injected.total():9}{injected.total() - lost.total():9}{lost.total():6}")
     print(f"{sweeps} sweeps, {commands} commands, {time.monotonic() - began:.0f} s; finished runs trained again: {len(again)}")
-    return 1 if lost.total() or again else 0
+    return 1 if lost.total() or again or injected.total() < arguments.faults else 0
 
 
 if __name__ == "__main__":
