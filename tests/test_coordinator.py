@@ -17,6 +17,7 @@ from sweep.execute.coordinator import execute
 from sweep.execute.executor import SubmitError
 from sweep.execute.interrupts import Interrupted
 from sweep.execute.lock import is_held
+from sweep.execute.metrics import last_step
 from sweep.execute.progress import Progress
 from sweep.files import SweepFolder, read_json
 from sweep.plan.trunks import share
@@ -252,6 +253,17 @@ def test_a_second_interrupt_kills_workers_that_do_not_listen(folder):
     thread.join()
     assert not is_held(folder.run(planned.run_id).lock)
     assert statuses(folder) == ["planned"]
+
+
+def test_an_interrupt_does_not_wait_for_a_worker_that_hangs(folder):
+    planned = planned_run()
+    thread = interrupt_when(lambda: last_step(folder.run(planned.run_id).metrics) >= 10)
+    with pytest.raises(Interrupted, match="same command"):
+        run(folder, [planned], "hang_once", hang_seconds=1.0)  # it is deaf, and asleep for ten minutes
+    thread.join()
+    assert not is_held(folder.run(planned.run_id).lock)
+    (outcome,) = run(folder, [planned], "succeed")
+    assert outcome.status == "finished"
 
 
 DRIVER = """

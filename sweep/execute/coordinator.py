@@ -408,7 +408,7 @@ class _Execution:
         self.settings.sleep(self.settings.poll_seconds)
 
     def _stop(self, interrupts: Interrupts) -> NoReturn:
-        """Have every worker checkpoint and stop, or kill them at a second signal; raises Interrupted."""
+        """Have every worker checkpoint and stop; kill those that hang, or all at a second signal; raises Interrupted."""
         asked = len(self.active)
         self.progress.note(f"Stopping: {asked} workers save a checkpoint; Ctrl-C again kills them.")
         for attempt in self.active.values():
@@ -419,6 +419,7 @@ class _Execution:
                 killed = True
                 for attempt in self.active.values():
                     attempt.job.kill()
+            self._end_hung()
             self._pause()
             for run_id, attempt in list(self.active.items()):
                 if attempt.job.poll() is not None:
