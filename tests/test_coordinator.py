@@ -185,7 +185,7 @@ def test_an_error_in_the_loop_leaves_no_worker_behind(folder):
 def test_a_full_disk_is_told_once_loses_no_run_and_is_raised_at_the_end(folder, monkeypatch):
     from sweep.execute import ledger
 
-    def full(path, text):
+    def full(path, text, durable=True):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     runs, progress = [planned_run(seed) for seed in range(3)], Recorder()
@@ -204,7 +204,7 @@ def test_a_disk_that_has_room_again_is_no_error(folder, monkeypatch):
 
     real, calls = ledger.write_atomically, []
 
-    def full_at_first(path, text):
+    def full_at_first(path, text, durable=True):
         calls.append(path)
         if len(calls) == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
