@@ -16,6 +16,7 @@ SMALL = (
     "scale=cpu", "+grid=product", "logger=none", "data=synthetic", "data.vocab_size=64", "data.eval_tokens=1024",
     "model.seq_len=32", "grid.params=4e3", "grid.tokens=4e3", "executor.evaluations=0", "data.heldout_fraction=0.3",
     "optim.batch_tokens=128", "optim.batch_exponent=0", "schedule=trunk", "device=cpu",
+    "schedule.warmup_tokens=null", "schedule.warmup_fraction=0.03",
 )  # fmt: skip
 
 
