@@ -14,7 +14,9 @@ from sweep.execute.executor import CHECKPOINTED, Ended
 from sweep.execute.metrics import last_step
 from sweep.files import SweepFolder, write_json
 
-ATTEND = "import sys; from sweep.execute.attend import {0}, worker_environment as e; {0}(sys.argv[1], e('cpu', 1))"
+# a shell has what it starts in the background ignore SIGINT, and that is inherited
+ATTEND = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); " \
+    "from sweep.execute.attend import {0}, worker_environment as e; {0}(sys.argv[1], e('cpu', 1))"
 
 
 @pytest.fixture
