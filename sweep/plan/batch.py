@@ -64,7 +64,8 @@ class BatchSpec:
 
 
 def growing(batch: float, at_sequences: float, least: int = 1) -> BatchSpec:
-    """The doubling batch nearest to batch · sqrt(sequences seen / at_sequences), and `least` sequences until then.
+    """The doubling batch nearest to batch · sqrt(sequences seen / at_sequences), all in sequences, and `least` of
+    them until then.
 
     It stays within a factor of sqrt(2) of that law, but for the rounding of the first doubling.
     """

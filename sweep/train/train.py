@@ -131,7 +131,8 @@ def build_learner(spec: RunSpec, execution: Execution) -> Learner:
 
 def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: Callable[[], bool]) -> RunResult:
     """Train one run to its end, from its checkpoint if it has one, else from its trunk's. A trunk leaves
-    its own behind, and is evaluated at its end only where there are evaluations under way. Where a trunk has left none, all updates are made here.
+    its own behind, and is evaluated at its end only where there are evaluations under way. Where a trunk has
+    left none, all updates are made here.
 
     Returns a result with status "finished" or "diverged". Raises Stopped, after a checkpoint, once
     `should_stop()` is true; whatever else goes wrong is raised as it is.
