@@ -123,8 +123,12 @@ def run(request: Request) -> None:
     try:
         known = model(table.runs, laws)
     except ValueError as error:
+        written = read_written(request)
+        losses = losses_of_predicted(table, written)
+        table = with_losses(table, losses)
         found = findings(studies, Evidence(table, courses))
-        analysis = unfitted(table, str(error), title=title, metadata=told, findings=found)
+        written = tuple(measure(prediction, table, losses) for prediction in written)
+        analysis = unfitted(table, str(error), written, title=title, metadata=told, findings=found)
         say_result(analysis, write(analysis, request.out))
         return
     predictions = make_predictions(request, table, known, targets)
@@ -145,6 +149,13 @@ def run(request: Request) -> None:
     say_result(analysis, page)
 
 
+def read_written(request: Request) -> tuple[Prediction, ...]:
+    """The predictions that a sweep wrote before their runs were trained; none of another table."""
+    if not request.is_sweep:
+        return ()
+    return store.read_predictions(request.runs.parent / "report" / "predictions.json")
+
+
 def make_predictions(
     request: Request, table: Table, known: Model, targets: Sequence[Spot]
 ) -> tuple[Prediction, ...]:
@@ -156,7 +167,7 @@ def make_predictions(
     """
     asked = asked_target(request, known)
     if request.is_sweep:
-        made = list(store.read_predictions(request.runs.parent / "report" / "predictions.json"))
+        made = list(read_written(request))
     else:
         spots = {(h.params, h.tokens): h for h in table.holdouts}
         made = [

@@ -30,11 +30,15 @@ class ComputeLaw:
         """Nats a token; same shape as `flops`."""
         return COMPUTE.loss_at(self.fit.values, flops=np.asarray(flops, dtype=np.float64))
 
+    def losses_drawn(self, flops: float) -> np.ndarray:
+        """The law's loss in each resample, nats a token; float64[resample]."""
+        X = np.log([[flops]]) - self.problem.centre
+        return np.exp(COMPUTE.evaluate(self.draws, X)[0][:, 0])
+
     def interval(self, flops: float) -> Estimate:
         """Of one new run's loss: parameters by the bootstrap over clusters, and its own scatter, whose size is
         known from `freedom` residuals only (Student's t)."""
-        X = np.log([[flops]]) - self.problem.centre
-        log_loss = COMPUTE.evaluate(self.draws, X)[0][:, 0]
+        log_loss = np.log(self.losses_drawn(flops))
         generator = np.random.default_rng([SEED, 2])
         wide = np.sqrt(self.freedom / generator.chisquare(self.freedom, len(log_loss)))
         drawn = log_loss + self.scatter * wide * generator.standard_normal(len(log_loss))
@@ -45,11 +49,7 @@ class ComputeLaw:
 
     def reducible(self, flops: float) -> Estimate:
         """a·C^b, nats a token."""
-        X = np.log([[flops]]) - self.problem.centre
-        drawn = (
-            np.exp(COMPUTE.evaluate(self.draws, X)[0][:, 0])
-            - COMPUTE.natural(self.draws, self.problem.centre)[:, 0]
-        )
+        drawn = self.losses_drawn(flops) - COMPUTE.natural(self.draws, self.problem.centre)[:, 0]
         return estimate(float(self.loss(flops)) - self.fit.values["E"], drawn)
 
 

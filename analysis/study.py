@@ -165,6 +165,7 @@ def study(
 def unfitted(
     table: Table,
     reason: str,
+    predictions: Sequence[Prediction] = (),
     *,
     title: str,
     metadata: Mapping[str, str] | None = None,
@@ -173,7 +174,8 @@ def unfitted(
     """What a table shows to which no law can be fitted: its studies, its rate grids, its runs and their health.
 
     Args:
-        reason: why there is no law.
+        reason: why there is no law of N and D.
+        predictions: made without one (analysis/studies/ladder.py).
     Raises ValueError(reason): it has neither a study nor a rate grid, so there is nothing to show.
     """
     rates = study_rates(table.rows)
@@ -193,9 +195,9 @@ def unfitted(
         published=(),
         frontier=None,
         backtests=(),
-        predictions=(),
-        verdict=Verdict.NOT_SUPPORTED,
-        reasons=(f"no law was fitted: {reason.split('. ')[0]}",),
+        predictions=tuple(predictions),
+        verdict=predictions[-1].verdict if predictions else Verdict.NOT_SUPPORTED,
+        reasons=predictions[-1].reasons if predictions else (f"no law was fitted: {reason.split('. ')[0]}",),
         problems=(*(_rate_problems(rates) if rates else ()), *_excluded(table), *table.notes),
         rates=rates,
         health=table.health,

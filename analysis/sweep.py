@@ -15,6 +15,7 @@ from analysis import store
 from analysis.health import of_predicted, with_health
 from analysis.prediction import model, optimal_range, predict
 from analysis.studies import Courses, Evidence, findings
+from analysis.studies.ladder import predict_star
 from analysis.study import is_target, losses_of_predicted, measure, study, unfitted, with_losses
 from analysis.table import SWEEP_RULES, Rules, Table, TableError, read_table
 from analysis.values import Analysis, Prediction, Target, TargetChoice
@@ -82,9 +83,19 @@ def write_prediction(folder: Path, target: Target) -> Prediction:
     same = [p for p in earlier if measured or p.ledger_digest == table.digest]
     if same:
         return same[-1]
-    prediction = predict(model(table.runs), target, table.digest)
+    prediction = _predicted(folder, table, target)
     store.write_predictions(path, (*written, prediction))
     return prediction
+
+
+def _predicted(folder: Path, table: Table, target: Target) -> Prediction:
+    """By a law of N and D; of a ladder with too few rungs for one by the ladder's own law."""
+    try:
+        return predict(model(table.runs), target, table.digest)
+    except ValueError:
+        if "ladder" not in planned_studies(folder):
+            raise
+        return predict_star(table.runs, target, table.digest)
 
 
 def score(folder: Path) -> tuple[Prediction, ...]:
@@ -125,7 +136,7 @@ def analyse(folder: Path) -> Analysis:
     try:
         known = model(table.runs)
     except ValueError as error:
-        analysis = unfitted(table, str(error), **told)
+        analysis = unfitted(with_losses(table, losses), str(error), predictions, **told)
     else:
         analysis = study(table, known, predictions, losses, entropy_rate=entropy_rate, **told)
     store.write_results(folder / "report", analysis)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from analysis.__main__ import CONF, as_request, run
 from analysis.compute_law import fit_compute
 from analysis.discrepancy import krige
 from analysis.fitting import fit_law
 from analysis.laws import SEPARABLE
 from analysis.replicates import Pooled
+from analysis.store import read_predictions
 from analysis.studies import Evidence, gpt4, ladder, noise, shape
+from analysis.sweep import analyse, write_prediction
 from analysis.table import as_runs, read_table
+from analysis.values import Target, Verdict
 
 RUN = {"status": "finished", "role": "fit", "batch_tokens": 512, "lr": 0.01, "param": "mup"}
 
@@ -257,6 +263,26 @@ def test_a_ladder_recovers_its_law_and_its_star(tmp_path):
     error = next(n for n in found.numbers if "error of the prediction" in n.what).estimate
     assert abs(error.value) < 0.05 and any("takes more data for more size" in note for note in found.notes)
     assert "measured" not in ladder.study(evidence(tmp_path, rows)).found
+
+
+def test_five_rungs_predict_their_star_before_it_is_measured(tmp_path):
+    """Too few for a law of N and D: the ladder's own law predicts, and only where a ladder was planned."""
+    rows = rungs((1e4, 2e4, 4e4, 8e4, 1.6e5))
+    rows = [{**row, "params_non_embedding": row["params"], "run_id": f"r{i}"} for i, row in enumerate(rows)]
+    truth, target = float(rows[-1]["loss"]), Target(3e5, 5e6, 6 * 3e5 * 5e6)
+    evidence(tmp_path, rows[:-1])
+    with pytest.raises(ValueError, match="needs at least 7 runs"):
+        write_prediction(tmp_path, target)
+    (tmp_path / "plan.json").write_text(json.dumps({"config": {"grid": {"studies": ["ladder"]}}}))
+    made = write_prediction(tmp_path, target)
+    assert (made.law, made.verdict, made.measured) == ("compute", Verdict.WEAK, None)
+    assert made.loss == pytest.approx(truth, rel=1e-3) and made.lo90 < truth < made.hi90
+    evidence(tmp_path, rows)
+    analysis = analyse(tmp_path)
+    assert analysis.predictions[-1].measured.loss == truth
+    assert "and measured" in analysis.findings[0].found
+    run(as_request({**OmegaConf.to_container(OmegaConf.load(CONF / "analysis.yaml")), "runs": str(tmp_path)}))
+    assert read_predictions(tmp_path / "report" / "predictions.json") == analysis.predictions
 
 
 def test_fewer_than_four_sizes_are_no_ladder(tmp_path):

@@ -8,13 +8,15 @@ predicting 3B on 500B.
 from __future__ import annotations
 
 import math
+from datetime import datetime, timezone
 
 import numpy as np
 
 from analysis.compute_law import ComputeLaw, fit_compute
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.studies import Evidence
-from analysis.values import Estimate, RunRow, Runs
+from analysis.values import Estimate, Prediction, RunRow, Runs, Target, Verdict
+from analysis.verdict import TOO_FAR, TOO_WIDE, UNTESTED, WIDE
 
 TITLE = "Ladder: L(C) through models of one token count"
 ALIKE = 1.05
@@ -57,6 +59,42 @@ def study(evidence: Evidence) -> Finding:
         numbers=tuple(numbers),
         chart=_chart(law, runs, stars),
         notes=tuple(notes),
+    )
+
+
+def predict_star(runs: Runs, target: Target, digest: str) -> Prediction:
+    """What the ladder's own law says of `target`, where its rungs are too few for a law of N and D.
+
+    Never better than weakly supported: rungs of one token count do not tell size from data.
+    Raises ValueError as `study`.
+    """
+    rungs, tokens = _ladder(runs)
+    law = fit_compute(rungs)
+    said, reach = law.interval(target.flops), float(target.flops / rungs.flops.max())
+    half = math.log(said.hi / said.lo) / 2
+    reasons = [f"L(C) = E + a·C^b through {len(rungs)} rungs of one token count does not tell size from data"]
+    if reach > TOO_FAR:
+        reasons.insert(0, f"the target costs {reach:.3g}x the dearest rung; beyond 100x nothing was tested")
+    if half > WIDE:
+        bet = ": nothing to bet on" if half > TOO_WIDE else ""
+        reasons.insert(0, f"the 90% interval is ±{100 * half:.0f}% of the loss{bet}")
+    if not 1 / ALIKE < target.tokens / tokens < ALIKE:
+        reasons.append(f"the target has {target.tokens / tokens:.3g} times the rungs' tokens")
+    parameters = np.log(law.losses_drawn(target.flops))
+    return Prediction(
+        target=target,
+        law="compute",
+        loss=said.value,
+        lo90=said.lo,
+        hi90=said.hi,
+        by_law={"compute": said.value},
+        weights={"compute": 1.0},
+        spread={"parameters": float(parameters.std()), "noise": law.scatter},
+        ledger_digest=digest,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        verdict=Verdict.NOT_SUPPORTED if reach > TOO_FAR or half > TOO_WIDE else Verdict.WEAK,
+        reasons=(*reasons, f"no rung is foretold from the others, so {UNTESTED}"),
+        extrapolation=reach,
     )
 
 
