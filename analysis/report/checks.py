@@ -62,9 +62,9 @@ def _fit_title(fit: LawFit) -> str:
 
 def law_comparison(analysis: Analysis) -> Drawing | None:
     """What each law says of the dearest target, give or take what it was off by in the backtests."""
-    if not analysis.predictions:
+    prediction = next(iter(latest(analysis.predictions)[-1:]), None)
+    if prediction is None or len(prediction.by_law) < 2:
         return None
-    prediction = latest(analysis.predictions)[-1]
     records = {record.law: record for record in analysis.records}
     rows = [*reversed(prediction.by_law.items()), ("combined", prediction.loss)]
     figure, (axes,) = panels(1, height=1.2 + 0.32 * len(rows))

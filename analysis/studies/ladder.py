@@ -15,6 +15,7 @@ import numpy as np
 from analysis.compute_law import ComputeLaw, fit_compute
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.studies import Evidence
+from analysis.units import count
 from analysis.values import Estimate, Prediction, RunRow, Runs, Target, Verdict
 from analysis.verdict import TOO_FAR, TOO_WIDE, UNTESTED, WIDE
 
@@ -42,7 +43,7 @@ def study(evidence: Evidence) -> Finding:
     beyond = [row for row in stars if not 1 / ALIKE < row.tokens / tokens < ALIKE]
     if beyond:
         notes.append(
-            f"The ladder holds D at {tokens:.3g} and the star has {beyond[0].tokens / tokens:.3g} times that. A law of "
+            f"The ladder holds D at {count(tokens)} and the star has {beyond[0].tokens / tokens:.3g} times that. A law of "
             "C alone, through runs of which only N grows, takes more data for more size: where the rungs were short of "
             "data it predicts too high a loss, where they were short of size too low a one. A grid that varies both "
             "(+grid=isoflop) tells the two apart."
@@ -113,7 +114,7 @@ def _ladder(runs: Runs) -> tuple[Runs, float]:
 
 def _star(law: ComputeLaw, row: RunRow) -> list[Number]:
     predicted = law.interval(row.flops)
-    name = f"star, N={row.params:.3g} D={row.tokens:.3g}"
+    name = f"star, N={count(row.params)} D={count(row.tokens)}"
     numbers = [Number(f"{name}: loss predicted", predicted, "nats a token")]
     if row.loss:
         ends = [100 * (end / row.loss - 1) for end in (predicted.value, predicted.lo, predicted.hi)]
@@ -125,7 +126,7 @@ def _star(law: ComputeLaw, row: RunRow) -> list[Number]:
 def _found(law: ComputeLaw, runs: Runs, stars: list[RunRow]) -> str:
     b, E = law.parameter("b"), law.parameter("E")
     text = (
-        f"{len(set(runs.params))} sizes on {runs.tokens.mean():.3g} tokens follow L = E + a·C^b with b = {b.value:.3f} "
+        f"{len(set(runs.params))} sizes on {count(runs.tokens.mean())} tokens follow L = E + a·C^b with b = {b.value:.3f} "
         f"(90% {b.lo:.3f} to {b.hi:.3f}) and E = {E.value:.2f}"
     )
     for row in stars[-1:]:
@@ -142,8 +143,13 @@ def _found(law: ComputeLaw, runs: Runs, stars: list[RunRow]) -> str:
 def _means(law: ComputeLaw, measured: list[RunRow]) -> str:
     if not measured:
         return "Nothing has tested the star yet; until a run has, take its interval and not its middle."
-    inside = [law.interval(row.flops).lo <= row.loss <= law.interval(row.flops).hi for row in measured]
-    if all(inside):
+    said = [law.interval(row.flops) for row in measured]
+    if any(one.hi / one.lo > math.exp(2 * TOO_WIDE) for one in said):
+        return (
+            "The interval is too wide to bet on: the rungs bend too little to show where the loss ends. Add dearer rungs, "
+            "or vary the tokens too (+grid=isoflop)."
+        )
+    if all(one.lo <= row.loss <= one.hi for one, row in zip(said, measured, strict=True)):
         return "A ladder of one token count was enough to bet on this run, within the interval given."
     return "A ladder of one token count would have misled a bet on this run: vary the tokens too (+grid=isoflop)."
 
