@@ -71,6 +71,15 @@ def test_a_run_that_recorded_less_than_is_asked_for_is_not_taken(folders):
     assert reusable(second, [done], lambda run: {**execution(run), "evaluations": 5}) == {}
 
 
+@pytest.mark.parametrize("before, wanted, taken", [(1, 0, 1), (5, 2, 1), (3, 2, 0), (1, 3, 0)])
+def test_a_run_that_was_evaluated_at_more_places_will_do(folders, before, wanted, taken):
+    """Six parts hold the ends of three; four hold not."""
+    _, second, done, there = folders
+    spec = json.loads(there.spec.read_text())
+    write_json(there.spec, {**spec, "execution": {**execution(done), "evaluations": before}})
+    assert len(reusable(second, [done], lambda run: {**execution(run), "evaluations": wanted})) == taken
+
+
 def test_a_second_grid_trains_nothing_twice(compose, tmp_path, capsys):
     cache = f"data.cache={tmp_path / 'cache'}"
     grids = {

@@ -20,8 +20,8 @@ PLACE = {
     *("device", "threads", "data_folder", "micro_batch_sequences", "checkpoint_seconds", "compile", "compile_mode"),
     *("parent", "ranks", "shard"),
 }
-"""Settings of a run that change nothing of what it records. In the others (how often it is evaluated, say) a
-run that is taken over must agree."""
+"""Settings of a run that change nothing of what it records. In the others (how often it logs, say) a run that is
+taken over must agree; one that was evaluated more often will do where the wanted places are among its own."""
 
 RECORD = "reused.json"
 """Beside a run's result: which sweep trained it."""
@@ -46,7 +46,9 @@ def _is_same(there: RunFolder, execution: dict[str, Any]) -> bool:
     if result is None or result["status"] not in FINAL:
         return False
     before = read_json(there.spec)["execution"] or {}
-    return all(before.get(key) == value for key, value in execution.items() if key not in PLACE)
+    # evaluations divide a run into equal parts, so that those of a coarser division are among a finer one's
+    finer = (before.get("evaluations", 0) + 1) % (execution["evaluations"] + 1) == 0
+    return finer and all(before.get(key) == value for key, value in execution.items() if key not in {*PLACE, "evaluations"})
 
 
 def take_over(folder: SweepFolder, found: dict[str, RunFolder]) -> list[str]:
