@@ -34,12 +34,12 @@ def every(step: int, values: list[float]) -> list[float]:
     return OmegaConf.create(list(values[::step]))
 
 
-def follows(trunk: bool) -> str:
-    """Resolver: what rate and batch follow, a run's own token count or, where runs share trunks, its size's."""
-    return "size" if trunk else "run"
+def either(which: bool, one: object, other: object) -> object:
+    """Resolver: `one` where `which` is true, else `other`."""
+    return one if which else other
 
 
-OmegaConf.register_new_resolver("follows", follows, replace=True)
+OmegaConf.register_new_resolver("either", either, replace=True)
 OmegaConf.register_new_resolver("at_scale", at_scale, replace=True)
 OmegaConf.register_new_resolver("every", every, replace=True)
 OmegaConf.register_new_resolver("times_largest", times_largest, replace=True)

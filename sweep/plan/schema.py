@@ -32,6 +32,7 @@ class ScaleConfig:
     base_width: int
     base_depth: int
     lr: float
+    trunk_lr: float
     embedding_rate: float
     lr_at_tokens: float
     lr_exponent: float
