@@ -121,7 +121,7 @@ def test_another_recipe_is_refused_in_the_same_folder(corpus, undisturbed):
     before = rows(out)
     refused = sweep(corpus, cache, out, "optim.lr=0.02")
     assert refused.returncode == 2
-    assert "belongs to another sweep" in refused.stderr and "optim.lr: 0.006 there, 0.02 asked for" in refused.stderr
+    assert "belongs to another sweep" in refused.stderr and "optim.lr: 0.004 there, 0.02 asked for" in refused.stderr
     assert rows(out) == before
 
 

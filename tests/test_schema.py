@@ -23,7 +23,8 @@ def test_every_preset_composes_to_frozen_dataclasses(compose, scale, name, grid,
 
 
 def test_groups_follow_the_scale_and_each_key_can_be_set(compose):
-    assert compose(*CPU).optim.lr == compose(*CPU).scale.lr
+    assert compose(*CPU).optim.lr == compose(*CPU).scale.trunk_lr
+    assert compose(*CPU, "schedule=independent").optim.lr == compose(*CPU).scale.lr
     config = compose(*CPU, "optim.lr=3e-3", "model.n_layer=4", "data=synthetic", "schedule=cosine")
     assert (config.optim.lr, config.model.n_layer) == (3e-3, 4)
     assert type(config.data) is SyntheticData
