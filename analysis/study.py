@@ -297,11 +297,11 @@ def _problems(
 
 
 def _rate_problems(rates: RateStudy) -> tuple[str, ...]:
-    """Of parametrisations whose optimal rate moves, or that nothing can be said of."""
+    """Of parametrisations whose optimal rate moves, or that nothing can be said of though it was asked."""
     return tuple(
         f"Rates under {drift.param}: {drift.says}." if drift.param else f"Rates: {drift.says}."
         for drift in rates.drifts
-        if drift.transfers is not True
+        if drift.asked and drift.transfers is not True
     )
 
 

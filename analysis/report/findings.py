@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
@@ -25,7 +26,7 @@ def name(finding: Finding) -> str:
 
 
 def drawings(analysis: Analysis) -> list[Drawing]:
-    return [_drawing(name(finding), finding.chart) for finding in analysis.findings if finding.chart]
+    return [_drawing(finding, finding.chart) for finding in analysis.findings if finding.chart]
 
 
 def opening(finding: Finding) -> tuple[str, ...]:
@@ -41,9 +42,9 @@ def numbers(finding: Finding) -> tables.Table | None:
 
 
 def _row(number: Number) -> tuple[str, ...]:
-    found = number.estimate
+    found, say = number.estimate, words.count if number.unit == "tokens" else words.number
     value, interval = (
-        (words.number(found.value), words.interval(found.lo, found.hi)) if found else (words.NONE,) * 2
+        (say(found.value), words.interval(found.lo, found.hi, say)) if found else (words.NONE,) * 2
     )
     return (number.what, value, interval, number.unit, number.published, number.note)
 
@@ -51,26 +52,47 @@ def _row(number: Number) -> tuple[str, ...]:
 # --- the figure -----------------------------------------------------------------------------------
 
 
-def _drawing(name: str, chart: Chart) -> Drawing:
+def _drawing(finding: Finding, chart: Chart) -> Drawing:
     columns = min(2, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     figure, cells = panels(columns, height=3.6 * rows, rows=rows)
-    labels = dict.fromkeys(series.label for panel in chart.panels for series in panel.series if series.label)
-    shades = theme.LAWS if len(labels) <= len(theme.LAWS) else theme.sequential(len(labels))
-    colours = dict(zip(labels, shades, strict=False))
-    for axes, panel in zip(cells, chart.panels, strict=False):
-        _panel(axes, panel, colours)
+    labels = [dict.fromkeys(series.label for series in panel.series if series.label) for panel in chart.panels]
+    together = dict.fromkeys(label for own in labels for label in own)
+    apart = len(together) > len(theme.LAWS)
+    for axes, panel, own in zip(cells, chart.panels, labels, strict=False):
+        named = own if apart else together
+        shades = theme.LAWS if len(named) <= len(theme.LAWS) else theme.sequential(len(named))
+        _panel(axes, panel, dict(zip(named, shades, strict=False)))
+        if apart:
+            _legend_of(axes, panel)
     for empty in cells[len(chart.panels) :]:
         empty.set_visible(False)
-    handles = {
-        label: handle
-        for axes in cells
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    handles = {} if apart else _handles(cells)
     if handles:
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=min(3, len(handles)))
     caption = chart.caption.rstrip(".") + "."
-    return Drawing(name, " and ".join(panel.title for panel in chart.panels[:2]), caption, figure)
+    title = chart.panels[0].title if len(chart.panels) == 1 else finding.title
+    return Drawing(name(finding), title, caption, figure)
+
+
+def _handles(cells: Sequence[Axes]) -> dict[str, Artist]:
+    """By label; of dots and their line the line, which tells its dashes."""
+    found: dict[str, Artist] = {}
+    for axes in cells:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            if label not in found or handle.get_linestyle() != "None":
+                found[label] = handle
+    return found
+
+
+def _legend_of(axes: Axes, panel: Panel) -> None:
+    """Between the panel and its title, where it covers no data."""
+    handles = _handles([axes])
+    columns = 2 if len(handles) > 1 else 1
+    axes.legend(
+        handles.values(), handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderpad=0.2
+    )
+    axes.set_title(panel.title, pad=8 + 13 * -(-len(handles) // columns))
 
 
 def _panel(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
@@ -79,6 +101,9 @@ def _panel(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
     axes.set_title(panel.title)
     if panel.log_x:
         log_x(axes, panel.x_label, _tick)
+        lo, hi = axes.get_xlim()
+        if hi / lo < 10:
+            _round_ticks(axes.xaxis)
     else:
         axes.set_xlabel(panel.x_label)
     if panel.log_y:
@@ -112,12 +137,10 @@ def _series(axes: Axes, series: Series, colour: str) -> None:
 
 def _log_loss(axes: Axes, label: str) -> None:
     """Powers of ten, or evenly spaced round values where less than a decade is spanned."""
+    log_y(axes, label, _tick)
     lo, hi = axes.get_ylim()
-    if lo > 0 and hi / lo >= 10:
-        return log_y(axes, label, _tick)
-    axes.set_yscale("log")
-    axes.set_ylabel(label)
-    _round_ticks(axes.yaxis)
+    if hi / lo < 10:
+        _round_ticks(axes.yaxis)
 
 
 def _round_ticks(axis: Axis) -> None:

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from scipy.stats import t as student
@@ -18,6 +19,7 @@ from scipy.stats import t as student
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.replicates import TAIL, Pooled, cells, pooled
 from analysis.studies import Evidence
+from analysis.units import count
 from analysis.values import Estimate, RunRow
 
 TITLE = "Shape at fixed size"
@@ -126,8 +128,9 @@ def study(evidence: Evidence) -> Finding:
         )
     )
     counts, counted = _counts(every, base, common, line, N)
-    worst = max(found, key=lambda name: max(point.value for _, point in found[name]))
-    most = max(point.value for _, point in found[worst])
+    most, worst = max(
+        (point.value, f"{axis.label} = {ratio:.3g}") for axis in AXES for ratio, point in found.get(axis.name, ())
+    )
     spared = (
         100 * math.expm1(math.log1p(most / 100) / line.alpha) if line.alpha > 0 and most > 0 else math.nan
     )
@@ -135,20 +138,34 @@ def study(evidence: Evidence) -> Finding:
         study="shape",
         title=TITLE,
         source="Kaplan et al. 2020 (arXiv 2001.08361), section 3.1, figures 5 and 6",
-        found=f"At N about {N:.2g} the worst shape tried ({worst}) loses {most:.1f}% against the base shape's L(N)"
+        found=f"At N about {count(N)} the worst shape tried ({worst}) loses {most:.1f}% against the base shape's L(N)"
         + (f", what {spared:.0f}% more parameters would make up for. " if math.isfinite(spared) else ". ")
         + counted,
-        means=f"Within the ratios tried {_verdict(most)}.",
+        means=f"Within the ratios tried {_verdict(most, found)}.",
         numbers=(*numbers, *counts),
         chart=_chart(found, every, base, common, line, N),
         notes=_notes(noise),
     )
 
 
-def _verdict(most: float) -> str:
-    if most <= 3.0:  # Kaplan et al. 2020, figure 5: their own shapes' spread
+FLAT = 3.0
+"""% of the loss up to which shapes count as alike: Kaplan et al. 2020, figure 5, their own shapes' spread."""
+
+
+def _verdict(most: float, found: dict[str, Points]) -> str:
+    if most <= FLAT:
         return "choose a shape by what runs fast: size decides, shape hardly"
-    return "shape is not free: keep to the flat part of the curves, where size decides"
+    free = [_free(axis, found[axis.name]) for axis in AXES if axis.name in found]
+    return f"shape is not free; less than {FLAT:g}% is lost with {', '.join(filter(None, free))}"
+
+
+def _free(axis: Axis, points: Points) -> str:
+    """The widest range of ratios next to one another that lose no more than FLAT."""
+    runs = [list(own) for flat, own in groupby(points, key=lambda point: point[1].value <= FLAT) if flat]
+    if not runs:
+        return ""
+    longest = max(runs, key=len)
+    return f"{axis.label} of {longest[0][0]:.3g} to {longest[-1][0]:.3g}"
 
 
 def _near(params: float, N: float) -> bool:
