@@ -259,7 +259,8 @@ def say_result(analysis: Analysis, page: Path) -> None:
             f"{len(scored)} held-out runs: mean error {error:.2f}%, "
             f"{sum(m.inside for m in scored)} inside their interval"
         )
-    print(f"Extrapolation {analysis.verdict.value}: {'; '.join(analysis.reasons)}")
+    far = "" if analysis.predictions else f" to {DEFAULT_EXTRAPOLATION:g}x the dearest run"
+    print(f"Extrapolation{far} {analysis.verdict.value}: {'; '.join(analysis.reasons)}")
     for problem in analysis.problems:
         print(f"Note: {problem}")
     print(f"Report: {page}")

@@ -14,11 +14,14 @@ from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.report import tables, theme, words
 from analysis.report.axes import dots, log_x, log_y, panels
 from analysis.report.drawing import Drawing
-from analysis.report.theme import MUTED, PAPER
+from analysis.report.theme import INK, MUTED, PAPER
 from analysis.values import Analysis
 
 PREFIX = "study-"
 """Of the names of their figures."""
+
+SHADES = (*theme.LAWS, INK)
+"""Colours of a panel's series; with more names than these in a figure, each panel has a legend of its own."""
 
 
 def name(finding: Finding) -> str:
@@ -58,10 +61,10 @@ def _drawing(finding: Finding, chart: Chart) -> Drawing:
     figure, cells = panels(columns, height=3.6 * rows, rows=rows)
     labels = [dict.fromkeys(series.label for series in panel.series if series.label) for panel in chart.panels]
     together = dict.fromkeys(label for own in labels for label in own)
-    apart = len(together) > len(theme.LAWS)
+    apart = len(together) > len(SHADES)
     for axes, panel, own in zip(cells, chart.panels, labels, strict=False):
         named = own if apart else together
-        shades = theme.LAWS if len(named) <= len(theme.LAWS) else theme.sequential(len(named))
+        shades = SHADES if len(named) <= len(SHADES) else theme.sequential(len(named))
         _panel(axes, panel, dict(zip(named, shades, strict=False)))
         if apart:
             _legend_of(axes, panel)

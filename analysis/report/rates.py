@@ -34,7 +34,8 @@ def loss_against_rate(analysis: Analysis) -> Drawing | None:
         sets.setdefault(curve.alike, []).append(curve)
     drawn = sorted(sets.values(), key=len, reverse=True)[:PANELS_DRAWN]
     rows = -(-len(drawn) // 2)
-    figure, axes = panels(min(2, len(drawn)), height=4.3 * rows, rows=rows, share_y=True)
+    comparable = len({curve.alike[1:] for curves in drawn for curve in curves}) == 1
+    figure, axes = panels(min(2, len(drawn)), height=4.3 * rows, rows=rows, share_y=comparable)
     for panel, curves in zip(axes, drawn, strict=False):
         _panel(panel, curves)
         if several_batches(analysis.rates):

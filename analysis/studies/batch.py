@@ -100,7 +100,7 @@ def study(evidence: Evidence) -> Finding:
                f"{count(kaplan(lowest.loss))}, Kaplan et al. 2020, equation 1.4, at this loss",
                "their loss is of a BPE token of web text, another corpus and vocabulary: the same loss is "
                "not the same model"),
-        Number("1/α_B: B_crit falls as loss to this power", number(by_loss), "", "4.8 (α_B = 0.21), Kaplan et al. 2020, equation 1.4",
+        Number("1/α_B of B_crit ∝ L^(-1/α_B)", number(by_loss), "", "4.8 (α_B = 0.21), Kaplan et al. 2020, equation 1.4",
                "sizes share the power, each has its own factor"),
         Number("exponent of tokens in B_crit, at one N", number(lambda some: by_scale(some)[0]), "",
                "about 0.47, Zhang et al. 2024, section 4", "D is E_min, the tokens that small batches need "

@@ -117,7 +117,7 @@ def study(evidence: Evidence) -> Finding:
         numbers += part.pair("L(N, S_min)", kind, ("0.077", "0.76", "table 3"), "alpha_S")
     return Finding(
         study="kaplan",
-        title="Kaplan's laws: the loss as a power of N, of D and of C",
+        title="The loss as a power of N, of D and of C",
         source=SOURCE,
         found=_found(of_params[first], of_tokens, of_flops, first),
         means=_means(of_params[first], of_tokens, of_flops),

@@ -276,7 +276,7 @@ def _chart(
             shapes = Series("other shapes", x, y, lo=lo, hi=hi)
             series = (Series(BASE, zero, np.zeros(2), "line"), shapes)
             series += (Series(BASE, own, np.zeros(len(own)), "star"),)
-            panels.append(Panel(axis.name, axis.label, "loss over L(N), %", series))
+            panels.append(Panel(axis.name.capitalize(), axis.label, "loss over L(N), %", series))
     sizes = np.array(sorted(cell[0].params for cell in base))
     depths = [cell for cell in every if _differs(cell[0], common) == ["depth"] and _near(cell[0].params, N)]
     series = [
@@ -288,7 +288,8 @@ def _chart(
             series.append(Series(f"N {name}", *np.array(sorted(of)).T))
     panels.append(Panel("Which N", "N, parameters", "loss, nats a token", tuple(series), log_y=True))
     return Chart(
-        "Each dot is a shape of about the same N, with its 90% interval; zero is the base shape's own curve L(N)",
+        "Each dot is a shape of about the same N, with its 90% interval; zero is the base shape's own curve L(N). Which "
+        "N: the base shape's sizes and the other depths, by either count; the right one brings them onto one line",
         tuple(panels[:4]),
     )
 
