@@ -17,6 +17,7 @@ from analysis.finding import Chart, Finding, Number, Panel, Series, lines
 from analysis.prediction import model
 from analysis.report import write_report
 from analysis.report.document import compose
+from analysis.report.findings import _drawing
 from analysis.studies import Evidence, StudyError, findings, load
 from analysis.table import read_table
 
@@ -165,6 +166,18 @@ def test_every_kind_of_series_is_drawn_on_one_to_four_panels(tmp_path, own, pane
     number = Number("v", Estimate(1.0, np.nan, np.nan, np.nan))
     finding = Finding("x", "X", "", "f", "m", (number,), Chart("c", (panel,) * panels))
     assert "study-x" in write_report(replace(found, findings=(finding,)), tmp_path / "r").read_text()
+
+
+def test_an_interval_without_end_flattens_no_values_and_is_told():
+    x, y = np.arange(3.0), np.array([0.5, 0.6, 0.7])
+    for hi, cut in ((y + 0.3, False), (y + 14, True)):
+        panel = Panel("t", "x", "y", (Series("a", x, y, lo=y - 0.1, hi=hi),), log_x=False, x_names=("one", "two", "three"))
+        finding = Finding("x", "X", "", "f", "m", chart=Chart("Caption", (panel, panel)))
+        drawing = _drawing(finding, finding.chart)
+        axes = drawing.figure.axes[0]
+        assert axes.get_ylim()[1] == pytest.approx(1.3) if cut else axes.get_ylim()[1] > 1.0
+        assert drawing.caption.endswith("beyond it.") is cut and drawing.title == "X"
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["one", "two", "three"]
 
 
 def test_a_study_sees_a_holdout_s_loss_only_once_it_is_predicted(tmp_path, own):

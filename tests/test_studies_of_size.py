@@ -210,6 +210,13 @@ def test_gpt4_takes_the_best_size_of_a_budget_with_all_its_seeds(tmp_path):
     assert len(kept) == 27 and set(kept.run_id) == {f"row {i}" for i in range(1, 28)}
 
 
+def test_gpt4_says_where_all_cheap_budgets_have_one_size(tmp_path):
+    rows = [{**row, "params": 1472.0} if row["role"] == "fit" else row for row in frontier(BUDGETS, 1e13)]
+    notes = gpt4.study(evidence(tmp_path, rows)).notes
+    assert any("up to 1/10,000 are all of one size, 1.47k parameters" in note for note in notes)
+    assert not any("of one size" in note for note in gpt4.study(evidence(tmp_path, frontier(BUDGETS, 1e13))).notes)
+
+
 def test_gpt4_says_what_it_cannot_show(tmp_path):
     found = gpt4.study(evidence(tmp_path, frontier(BUDGETS, 1e12)))  # two budgets at a ten-thousandth
     assert number(found, "loss predicted from 1/10,000").estimate is None

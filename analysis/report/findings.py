@@ -62,10 +62,11 @@ def _drawing(finding: Finding, chart: Chart) -> Drawing:
     labels = [dict.fromkeys(series.label for series in panel.series if series.label) for panel in chart.panels]
     together = dict.fromkeys(label for own in labels for label in own)
     apart = len(together) > len(SHADES)
+    cut = False
     for axes, panel, own in zip(cells, chart.panels, labels, strict=False):
         named = own if apart else together
         shades = SHADES if len(named) <= len(SHADES) else theme.sequential(len(named))
-        _panel(axes, panel, dict(zip(named, shades, strict=False)))
+        cut |= _panel(axes, panel, dict(zip(named, shades, strict=False)))
         if apart:
             _legend_of(axes, panel)
     for empty in cells[len(chart.panels) :]:
@@ -73,7 +74,7 @@ def _drawing(finding: Finding, chart: Chart) -> Drawing:
     handles = {} if apart else _handles(cells)
     if handles:
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=min(3, len(handles)))
-    caption = chart.caption.rstrip(".") + "."
+    caption = chart.caption.rstrip(".") + "." + (" Bars that leave a panel go on beyond it." if cut else "")
     title = chart.panels[0].title if len(chart.panels) == 1 else finding.title
     return Drawing(name(finding), title, caption, figure)
 
@@ -88,6 +89,10 @@ def _handles(cells: Sequence[Axes]) -> dict[str, Artist]:
     return found
 
 
+FAR = 3.0
+"""Times the distance of the values over which an interval is not drawn further. Assumption."""
+
+
 def _legend_of(axes: Axes, panel: Panel) -> None:
     """Between the panel and its title, where it covers no data."""
     handles = _handles([axes])
@@ -98,7 +103,8 @@ def _legend_of(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title, pad=8 + 13 * -(-len(handles) // columns))
 
 
-def _panel(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
+def _panel(axes: Axes, panel: Panel, colours: dict[str, str]) -> bool:
+    """Whether an interval was too long for it."""
     for series in panel.series:
         _series(axes, series, colours.get(series.label, MUTED))
     axes.set_title(panel.title)
@@ -109,10 +115,28 @@ def _panel(axes: Axes, panel: Panel, colours: dict[str, str]) -> None:
             _round_ticks(axes.xaxis)
     else:
         axes.set_xlabel(panel.x_label)
+    if panel.x_names:
+        axes.set_xticks(range(len(panel.x_names)), panel.x_names)
+    axes.set_ylabel(panel.y_label)
+    if panel.log_y:
+        axes.set_yscale("log")
+    cut = _cut(axes, panel)
     if panel.log_y:
         _log_loss(axes, panel.y_label)
-    else:
-        axes.set_ylabel(panel.y_label)
+    return cut
+
+
+def _cut(axes: Axes, panel: Panel) -> bool:
+    """Keep intervals that are FAR longer than the values lie apart from flattening them."""
+    scale = axes.yaxis.get_transform()
+    y = scale.transform(np.concatenate([series.y for series in panel.series if series.kind != "band"] or [[]]))
+    y, limits = y[np.isfinite(y)], scale.transform(np.array(axes.get_ylim()))
+    span = float(np.ptp(y)) if len(y) else 0.0
+    if span == 0 or not (limits[0] < y.min() - FAR * span or limits[1] > y.max() + FAR * span):
+        return False
+    ends = np.clip(limits, y.min() - FAR * span, y.max() + FAR * span)
+    axes.set_ylim(scale.inverted().transform(ends))
+    return True
 
 
 def _series(axes: Axes, series: Series, colour: str) -> None:

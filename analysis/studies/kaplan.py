@@ -343,7 +343,7 @@ def _steps(evidence: Evidence, runs: Runs) -> Part:
 def _found(of_params: Part, of_tokens: Part, of_flops: Part, kind: str) -> str:
     said, silent = [], []
     for name, part, of, theirs in (
-        (f"L(N) ∝ N^-{{}} (N {kind})", of_params, _named("alpha_N"), "0.076"),
+        (f"L(N) ∝ N^-{{}} with N {kind}", of_params, _named("alpha_N"), "0.076"),
         ("L(D) ∝ D^-{}", of_tokens, _named("alpha_D"), "0.095"),
         ("L(C) ∝ C^-{} on the envelope", of_flops, lambda v: -v["b"], "0.050"),
     ):
