@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Axes; the labels say the quantity and its unit. x_names: what stands at 0, 1, … of an axis without numbers."""
+    """Axes; the labels say the quantity and its unit. x_names: what stands at 0, 1, … where x is no quantity."""
 
     title: str
     x_label: str

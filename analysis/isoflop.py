@@ -128,7 +128,8 @@ def by_isoflops(curves: Sequence[Isoflop], draws: np.ndarray, rule: CostRule) ->
     """Approach 2: a line through the bracketed minima of the parabolas."""
     good = [i for i, curve in enumerate(curves) if curve.bracketed]
     if len(good) < 2:
-        had = f"{len(good)} of {len(curves)} are" if curves else f"no group of runs is a budget of {FEWEST_SIZES} sizes"
+        none = f"no group of runs is a budget of {FEWEST_SIZES} sizes"
+        had = f"{len(good)} of {len(curves)} are" if curves else none
         return Skipped("approach 2", f"it needs 2 bracketed isoFLOP curves; {had}")
     flops = np.array([curves[i].flops for i in good])
     log_n = np.vstack([[np.log(curves[i].params_opt.value) for i in good], draws[:, good]])

@@ -340,7 +340,8 @@ def lines(study: RateStudy) -> tuple[str, ...]:
     """What was found, a line for each shape and one for each drift."""
     told = several_batches(study)
     of_shapes = [
-        f"{_shape(curve)}{_batch(curve, told)}: best rate {curve.best:.3g} of {len(curve.rates)} (loss {curve.loss.min():.4f}), "
+        f"{_shape(curve)}{_batch(curve, told)}: best rate {curve.best:.3g} of {len(curve.rates)} "
+        f"(loss {curve.loss.min():.4f}), "
         + (
             f"optimum {_optimum(curve.optimum)}, an octave off costs {curve.penalty_pct:.2g}%"
             if curve.optimum
@@ -349,8 +350,8 @@ def lines(study: RateStudy) -> tuple[str, ...]:
         for curve in study.curves
     ]
     of_drifts = [
-        f"{drift.param or 'rates'}, widths {drift.widths[0]:g} to {drift.widths[1]:g}{_batch(drift, told)}: {drift.says}; "
-        f"the widest loses {drift.cost_pct:.2g}% at the narrowest's optimal rate"
+        f"{drift.param or 'rates'}, widths {drift.widths[0]:g} to {drift.widths[1]:g}{_batch(drift, told)}: "
+        f"{drift.says}; the widest loses {drift.cost_pct:.2g}% at the narrowest's optimal rate"
         for drift in study.drifts
     ]
     return (*of_shapes, *of_drifts)

@@ -186,7 +186,7 @@ class RateCurve:
     """Loss against peak rate of one shape on one token count and batch: log L = c0 + c1·x + c2·x², with
     x = log2(rate / `centre`), through the rates around the best.
 
-    param: the parametrisation; width: d_model; batch_tokens: D of one step; "" or None where the table has none.
+    param: the parametrisation; width: d_model; batch_tokens: of one step; "" or None where there is none.
     rates, loss, seeds: the rates that finished, by increasing rate, the geometric mean of their losses
         and how many runs it is of; arrays [rate]. failed: rates at which no run finished.
     bracketed: rates on both sides of the best and of the parabola's minimum finished. Where they did

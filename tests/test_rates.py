@@ -252,13 +252,13 @@ def test_widths_too_close_to_compare_make_neither_headline_nor_problem(tmp_path)
     assert analysis.rates.drifts[0].says.startswith("cannot tell: bracketed optima span 2x")
     assert not any(problem.startswith("Rates") for problem in analysis.problems)
     first, *_ = compose(analysis).lede
-    assert first == "The runs are a grid of learning rates without widths 8x apart whose optima could be compared."
+    assert first.endswith("learning rates without widths 8x apart whose optima could be compared.")
 
 
 def test_a_study_leads_before_the_rates(tmp_path):
     write_table(tmp_path / "runs.csv", as_table(grid(-0.4)))
     analysis = steps.analyse(tmp_path)
-    assert compose(analysis).lede[0].startswith("The optimal rate across widths, under mup: does not transfer")
+    assert compose(analysis).lede[0].startswith("The optimal rate across widths, under mup: does not")
     found = Finding("x", "X", "", "Something else was found.", "")
     assert compose(dataclasses.replace(analysis, findings=(found,))).lede[0] == found.found
 
@@ -274,7 +274,8 @@ def test_the_batch_is_shown_where_it_varies(tmp_path):
         analysis = steps.analyse(tmp_path / name)
         shown[name] = [[c.name for c in of(analysis).columns] for of in (drifts, optima)]
         assert write_report(analysis, tmp_path / name / "report").exists()
-    assert all("batch" in names for names in shown["two"]) and not any("batch" in names for names in shown["one"])
+    assert all("batch" in names for names in shown["two"])
+    assert not any("batch" in names for names in shown["one"])
 
 
 def test_too_few_runs_without_a_rate_grid_are_still_refused(tmp_path):

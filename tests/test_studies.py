@@ -171,7 +171,8 @@ def test_every_kind_of_series_is_drawn_on_one_to_four_panels(tmp_path, own, pane
 def test_an_interval_without_end_flattens_no_values_and_is_told():
     x, y = np.arange(3.0), np.array([0.5, 0.6, 0.7])
     for hi, cut in ((y + 0.3, False), (y + 14, True)):
-        panel = Panel("t", "x", "y", (Series("a", x, y, lo=y - 0.1, hi=hi),), log_x=False, x_names=("one", "two", "three"))
+        series = Series("a", x, y, lo=y - 0.1, hi=hi)
+        panel = Panel("t", "x", "y", (series,), log_x=False, x_names=("one", "two", "three"))
         finding = Finding("x", "X", "", "f", "m", chart=Chart("Caption", (panel, panel)))
         drawing = _drawing(finding, finding.chart)
         axes = drawing.figure.axes[0]

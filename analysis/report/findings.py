@@ -59,7 +59,7 @@ def _drawing(finding: Finding, chart: Chart) -> Drawing:
     columns = min(2, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     figure, cells = panels(columns, height=3.6 * rows, rows=rows)
-    labels = [dict.fromkeys(series.label for series in panel.series if series.label) for panel in chart.panels]
+    labels = [dict.fromkeys(s.label for s in panel.series if s.label) for panel in chart.panels]
     together = dict.fromkeys(label for own in labels for label in own)
     apart = len(together) > len(SHADES)
     cut = False
@@ -129,7 +129,8 @@ def _panel(axes: Axes, panel: Panel, colours: dict[str, str]) -> bool:
 def _cut(axes: Axes, panel: Panel) -> bool:
     """Keep intervals that are FAR longer than the values lie apart from flattening them."""
     scale = axes.yaxis.get_transform()
-    y = scale.transform(np.concatenate([series.y for series in panel.series if series.kind != "band"] or [[]]))
+    values = [series.y for series in panel.series if series.kind != "band"]
+    y = scale.transform(np.concatenate(values or [[]]))
     y, limits = y[np.isfinite(y)], scale.transform(np.array(axes.get_ylim()))
     span = float(np.ptp(y)) if len(y) else 0.0
     if span == 0 or not (limits[0] < y.min() - FAR * span or limits[1] > y.max() + FAR * span):

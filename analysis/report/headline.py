@@ -29,8 +29,8 @@ FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished",
 
 
 def lede(analysis: Analysis) -> tuple[str, ...]:
-    """What is predicted, what was measured, and whether the data carry it: a sentence each. Where studies were
-    asked for and no prediction was, what the first found and what was measured."""
+    """What is predicted, what was measured, and whether the data carry it: a sentence each. Without a prediction
+    what the first study found; where none was asked for, nothing of what the data carry."""
     predictions = latest(analysis.predictions)
     if not predictions:
         found = findings.leading(analysis.findings) or _transfer(analysis) or "No target run was predicted."
@@ -69,7 +69,9 @@ def _transfer(analysis: Analysis) -> str:
     drifts = [drift for drift in analysis.rates.drifts if drift.asked]
     said = [f"under {drift.param}: {drift.says}" if drift.param else drift.says for drift in drifts]
     if not said:
-        return f"The runs are a grid of learning rates without widths {RANGE:g}x apart whose optima could be compared."
+        return (
+            f"The runs are a grid of learning rates without widths {RANGE:g}x apart whose optima could be compared."
+        )
     return f"The optimal rate across widths, {words.listing(said)}."
 
 

@@ -39,7 +39,8 @@ def loss_against_rate(analysis: Analysis) -> Drawing | None:
     for panel, curves in zip(axes, drawn, strict=False):
         _panel(panel, curves)
         if several_batches(analysis.rates):
-            panel.set_title(f"batch of {words.count(curves[0].batch_tokens)}, D = {words.count(curves[0].tokens)}")
+            batch, tokens = words.count(curves[0].batch_tokens), words.count(curves[0].tokens)
+            panel.set_title(f"batch of {batch}, D = {tokens}")
     for empty in axes[len(drawn) :]:
         empty.set_visible(False)
     caption = (
@@ -94,8 +95,8 @@ def optima(analysis: Analysis) -> tables.Table | None:
     """The optimal rate of each shape."""
     if analysis.rates is None:
         return None
-    headings = ("|parametrisation", "width", "layers", "N", "D", "batch", "rates", "best rate", "optimal rate")
-    headings = (*headings, "90% interval", "± octaves", "loss there", "an octave off", "|remark")
+    headings = ("|parametrisation", "width", "layers", "N", "D", "batch", "rates", "best rate")
+    headings = (*headings, "optimal rate", "90% interval", "± octaves", "loss there", "an octave off", "|remark")
     study = analysis.rates
     told = several_batches(study)
     known = "unknown" if study.noise_pct is None else words.percent(study.noise_pct)
@@ -126,8 +127,8 @@ def _row(curve: RateCurve, told: bool) -> tuple[str, ...]:
         )
     width = words.NONE if curve.width is None else f"{curve.width:g}"
     layers = words.NONE if curve.layers is None else f"{curve.layers:g}"
-    where = (curve.param, width, layers, words.count(curve.params), words.count(curve.tokens), _batch(curve, told))
-    return (*where, str(len(curve.rates)), words.number(curve.best), *found, curve.reason)
+    where = (curve.param, width, layers, words.count(curve.params), words.count(curve.tokens))
+    return (*where, _batch(curve, told), str(len(curve.rates)), words.number(curve.best), *found, curve.reason)
 
 
 def _batch(of: RateCurve | RateDrift, told: bool) -> str:

@@ -100,8 +100,8 @@ def study(evidence: Evidence) -> Finding:
                f"{count(kaplan(lowest.loss))}, Kaplan et al. 2020, equation 1.4, at this loss",
                "their loss is of a BPE token of web text, another corpus and vocabulary: the same loss is "
                "not the same model"),
-        Number("1/α_B of B_crit ∝ L^(-1/α_B)", number(by_loss), "", "4.8 (α_B = 0.21), Kaplan et al. 2020, equation 1.4",
-               "sizes share the power, each has its own factor"),
+        Number("1/α_B of B_crit ∝ L^(-1/α_B)", number(by_loss), "",
+               "4.8 (α_B = 0.21), Kaplan et al. 2020, equation 1.4", "sizes share the power, each has its own factor"),
         Number("exponent of tokens in B_crit, at one N", number(lambda some: by_scale(some)[0]), "",
                "about 0.47, Zhang et al. 2024, section 4", "D is E_min, the tokens that small batches need "
                "to that loss"),
@@ -114,7 +114,9 @@ def study(evidence: Evidence) -> Finding:
         for one in numbers
     ]
     interval = (
-        f" (90% {count(critical.lo)} to {count(critical.hi)})" if critical and math.isfinite(critical.lo) else ""
+        f" (90% {count(critical.lo)} to {count(critical.hi)})"
+        if critical and math.isfinite(critical.lo)
+        else ""
     )
     return Finding(
         "batch",
@@ -363,8 +365,8 @@ def _slope_note(slope: Estimate | None) -> tuple[str, ...]:
     if slope is None or math.isnan(slope.lo) or slope.lo * slope.hi > 0:
         return ()
     return (
-        "Whether the critical batch grows while the loss falls, as Kaplan's and McCandlish's did, these runs do not "
-        f"say: the power is {slope.value:+.1f} (90% {slope.lo:+.1f} to {slope.hi:+.1f}).",
+        "Whether the critical batch grows while the loss falls, as Kaplan's and McCandlish's did, these runs do "
+        f"not say: the power is {slope.value:+.1f} (90% {slope.lo:+.1f} to {slope.hi:+.1f}).",
     )
 
 

@@ -46,8 +46,8 @@ def study(evidence: Evidence) -> Finding:
         numbers += _numbers(laws[share], name, target, bits)
         if len(np.unique(cheap.params)) == 1:
             notes.append(
-                f"The runs up to {name} are all of one size, {count(cheap.params[0])} parameters: their line says what "
-                "more tokens do, not what more parameters would."
+                f"The runs up to {name} are all of one size, {count(cheap.params[0])} parameters: their line "
+                "says what more tokens do, not what more parameters would."
             )
         if laws[share].fit.at_bound:
             notes.append(f"From {name}: {laws[share].fit.reason}.")
@@ -61,8 +61,8 @@ def study(evidence: Evidence) -> Finding:
     smallest = float(runs.params.min())
     if smallest < SMALL:
         notes.append(
-            f"The smallest runs here have {count(smallest)} parameters. A miss may say that they are too small for the "
-            "law that dearer ones follow, not that the method fails."
+            f"The smallest runs here have {count(smallest)} parameters. A miss may say that they are too small "
+            "for the law that dearer ones follow, not that the method fails."
         )
     return Finding(
         study="gpt4",

@@ -129,7 +129,9 @@ def study(evidence: Evidence) -> Finding:
     )
     counts, counted = _counts(every, base, common, line, N)
     most, worst = max(
-        (point.value, f"{axis.label} = {ratio:.3g}") for axis in AXES for ratio, point in found.get(axis.name, ())
+        (point.value, f"{axis.label} = {ratio:.3g}")
+        for axis in AXES
+        for ratio, point in found.get(axis.name, ())
     )
     spared = (
         100 * math.expm1(math.log1p(most / 100) / line.alpha) if line.alpha > 0 and most > 0 else math.nan
@@ -138,7 +140,8 @@ def study(evidence: Evidence) -> Finding:
         study="shape",
         title=TITLE,
         source="Kaplan et al. 2020 (arXiv 2001.08361), section 3.1, figures 5 and 6",
-        found=f"At N about {count(N)} the worst shape tried ({worst}) loses {most:.1f}% against the base shape's L(N)"
+        found=f"At N about {count(N)} the worst shape tried ({worst}) loses {most:.1f}% against the base shape's "
+        "L(N)"
         + (f", what {spared:.0f}% more parameters would make up for. " if math.isfinite(spared) else ". ")
         + counted,
         means=f"Within the ratios tried {_verdict(most, found)}.",
@@ -288,8 +291,9 @@ def _chart(
             series.append(Series(f"N {name}", *np.array(sorted(of)).T))
     panels.append(Panel("Which N", "N, parameters", "loss, nats a token", tuple(series), log_y=True))
     return Chart(
-        "Each dot is a shape of about the same N, with its 90% interval; zero is the base shape's own curve L(N). Which "
-        "N: the base shape's sizes and the other depths, by either count; the right one brings them onto one line",
+        "Each dot is a shape of about the same N, with its 90% interval; zero is the base shape's own curve L(N). "
+        "Which N: the base shape's sizes and the other depths, by either count; the right one brings them onto "
+        "one line",
         tuple(panels[:4]),
     )
 
