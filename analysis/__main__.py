@@ -131,7 +131,7 @@ def run(request: Request) -> None:
         analysis = unfitted(table, str(error), written, title=title, metadata=told, findings=found)
         say_result(analysis, write(analysis, request.out))
         return
-    predictions = make_predictions(request, table, known, targets)
+    predictions = make_predictions(request, table, known, targets, studies)
     losses = losses_of_predicted(table, predictions)
     predictions = tuple(measure(prediction, table, losses) for prediction in predictions)
     table = of_predicted(table, folder, set(losses))
@@ -157,11 +157,11 @@ def read_written(request: Request) -> tuple[Prediction, ...]:
 
 
 def make_predictions(
-    request: Request, table: Table, known: Model, targets: Sequence[Spot]
+    request: Request, table: Table, known: Model, targets: Sequence[Spot], studies: Sequence[str] = ()
 ) -> tuple[Prediction, ...]:
     """A sweep's own predictions, made before their runs; of other tables those of its holdouts, whose
     losses nothing has read yet; then those of the targets asked for, or where there is nothing else to
-    predict, of the compute-optimal run at 10x the dearest.
+    predict and no study to show, of the compute-optimal run at 10x the dearest.
 
     Raises UsageError: a target of a sweep that is measured already.
     """
@@ -175,7 +175,7 @@ def make_predictions(
             for h in spots.values()
         ]
     wanted = [(_in_full(spot, known), spot.cluster) for spot in targets]
-    if asked is None and not made and not wanted:
+    if asked is None and not made and not wanted and not studies:
         asked = optimal_target(known, DEFAULT_EXTRAPOLATION * float(known.runs.flops.max()))
         print(
             "No target given: predicting the compute-optimal run "
@@ -270,7 +270,8 @@ def say_result(analysis: Analysis, page: Path) -> None:
             f"{len(scored)} held-out runs: mean error {error:.2f}%, "
             f"{sum(m.inside for m in scored)} inside their interval"
         )
-    print(f"Extrapolation {analysis.verdict.value}: {'; '.join(analysis.reasons)}")
+    far = "" if analysis.predictions else f" to {DEFAULT_EXTRAPOLATION:g}x the dearest run"
+    print(f"Extrapolation{far} {analysis.verdict.value}: {'; '.join(analysis.reasons)}")
     for problem in analysis.problems:
         print(f"Note: {problem}")
     print(f"Report: {page}")

@@ -14,6 +14,7 @@ import numpy as np
 
 from analysis.cost import CostRule, cost_rule
 from analysis.laws import SEPARABLE
+from analysis.units import count, power
 from analysis.values import HelpfulRun, LawFit, Runs, Status, Target
 
 HOFFMANN = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
@@ -91,8 +92,8 @@ def in_words(runs: Sequence[HelpfulRun]) -> str:
     """One clause that names them."""
     seeds = Counter((run.params, run.tokens, run.flops) for run in runs)
     cells = [
-        f"{f'{count} seeds of ' if count > 1 else ''}N={params:.2g}, D={tokens:.2g} ({flops:.2g} FLOPs)"
-        for (params, tokens, flops), count in seeds.items()
+        f"{f'{n} seeds of ' if n > 1 else ''}N={count(params)}, D={count(tokens)} ({power(flops)} FLOPs)"
+        for (params, tokens, flops), n in seeds.items()
     ]
     left = runs[-1].error_left
     return (

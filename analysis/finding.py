@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """Axes; the labels say the quantity and its unit."""
+    """Axes; the labels say the quantity and its unit. x_names: what stands at 0, 1, … where x is no quantity."""
 
     title: str
     x_label: str
@@ -37,6 +37,7 @@ class Panel:
     series: tuple[Series, ...]
     log_x: bool = True
     log_y: bool = False
+    x_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ import numpy as np
 
 from analysis.rates import study_rates
 from analysis.table import SWEEP_RULES, Table
+from analysis.units import count
 from analysis.values import Exclusion, HealthFinding, RateStudy, RunRow
 
 KINDS = (
@@ -177,7 +178,7 @@ def _above_critical(row: RunRow) -> Iterator[HealthFinding]:
         return
     critical = critical_tokens(row)
     if row.batch_tokens > critical:
-        says = f"a batch of {row.batch_tokens:.3g} tokens, critical at this loss are about {critical:.2g}"
+        says = f"a batch of {count(row.batch_tokens)} tokens, critical at this loss about {count(critical)}"
         source = "Kaplan et al. 2020 (arXiv 2001.08361), figure 10"
         source += "" if row.bits_per_byte else "; tokens taken as WebText2's"
         yield _finding(row, "batch above critical", says, row.batch_tokens, critical, source, False)

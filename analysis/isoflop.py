@@ -17,6 +17,7 @@ from analysis.bands import line_band
 from analysis.cost import CostRule
 from analysis.joint import by_joint, fit_joint
 from analysis.resample import estimate
+from analysis.units import count
 from analysis.values import Allocation, Estimate, Isoflop, Runs, Skipped
 from analysis.windows import (
     FEWEST_SIZES,
@@ -47,22 +48,22 @@ def isoflops(runs: Runs, rule: CostRule) -> tuple[tuple[Isoflop, ...], np.ndarra
     only a few (Efron & Tibshirani 1993, section 9.4).
 
     Returns: the curves, cheapest first; draws of log N_opt, float64[resample, curve] (NaN where a
-        curve is not bracketed); and the groups that are no isoFLOP curve, with reasons.
+        curve is not bracketed); and the groups that are no isoFLOP curve, with reasons: where none is one,
+        those alone that were meant to be.
     """
-    found, skipped = [], []
+    found, skipped, meant = [], [], []
     for name, index in groups(runs):
         sizes = len(np.unique(runs.params[index]))
         spread = runs.flops[index].max() / runs.flops[index].min()
         if spread > SAME_LABEL:
-            skipped.append(Skipped(f"isoFLOP curve of '{name}'", f"its runs' FLOPs differ by {spread:.2g}x"))
+            reason = f"its runs' FLOPs differ by {count(spread)}x"
         elif sizes < FEWEST_SIZES:
-            skipped.append(
-                Skipped(
-                    f"isoFLOP curve of '{name}'", f"it has {sizes} sizes; a parabola needs {FEWEST_SIZES}"
-                )
-            )
+            reason = f"it has {sizes} size{'s' * (sizes != 1)}; a parabola needs {FEWEST_SIZES}"
         else:
             found.append((name, index))
+            continue
+        skipped.append(Skipped(f"isoFLOP curve of '{name}'", reason))
+        meant += [skipped[-1]] * _trades(runs, index)
     found.sort(key=lambda curve: runs.flops[curve[1]].mean())
     windows = [window_of(runs, index) for _, index in found]
     draws = minimum_draws(windows, degree=2)
@@ -73,7 +74,15 @@ def isoflops(runs: Runs, rule: CostRule) -> tuple[tuple[Isoflop, ...], np.ndarra
     for i, curve in enumerate(curves):
         if not curve.bracketed:
             draws[:, i] = np.nan
-    return curves, draws, tuple(skipped)
+    return curves, draws, tuple(skipped if found else meant)
+
+
+def _trades(runs: Runs, index: np.ndarray) -> bool:
+    """Do the group's larger models take fewer tokens, as on a budget? By the slope of log D over log N, which
+    is -1 there, and 0 where sizes and token counts are crossed."""
+    log_n, log_d = np.log(runs.params[index]), np.log(runs.tokens[index])
+    centred = log_n - log_n.mean()
+    return bool(centred @ log_d < -0.5 * centred @ centred)
 
 
 def _isoflop(
@@ -119,7 +128,9 @@ def by_isoflops(curves: Sequence[Isoflop], draws: np.ndarray, rule: CostRule) ->
     """Approach 2: a line through the bracketed minima of the parabolas."""
     good = [i for i, curve in enumerate(curves) if curve.bracketed]
     if len(good) < 2:
-        return Skipped("approach 2", f"it needs 2 bracketed isoFLOP curves; {len(good)} of {len(curves)} are")
+        none = f"no group of runs is a budget of {FEWEST_SIZES} sizes"
+        had = f"{len(good)} of {len(curves)} are" if curves else none
+        return Skipped("approach 2", f"it needs 2 bracketed isoFLOP curves; {had}")
     flops = np.array([curves[i].flops for i in good])
     log_n = np.vstack([[np.log(curves[i].params_opt.value) for i in good], draws[:, good]])
     reasons = []

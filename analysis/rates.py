@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.resample import SEED
+from analysis.units import count
 from analysis.values import LEVEL, Estimate, RateCurve, RateDrift, RateStudy, RunRow
 
 FEWEST_RATES = 3
@@ -30,6 +31,7 @@ grids are usually spaced by (Yang et al. 2022, figure 1)."""
 
 RANGE = 8.0
 """Ratio of widths that the verdict is about, and that the bracketed widths must span."""
+_ENOUGH = RANGE * (1 - 1e-9)
 
 DRAWS = 2000
 """Assumption: enough for the 5% and 95% quantiles to move by less than a tenth of the interval."""
@@ -54,13 +56,17 @@ def study_rates(rows: Sequence[RunRow]) -> RateStudy | None:
     # how badly the noise itself is known is one draw for all curves (Student's t)
     scale = np.sqrt(freedom / generator.chisquare(freedom, DRAWS)) if freedom else np.ones(DRAWS)
     found = [_curve(cells, None if sd is None else sd * scale, generator) for cells in grids]
-    found.sort(key=lambda pair: (pair[0].param, pair[0].tokens, pair[0].width or 0.0, pair[0].params))
+    found.sort(key=lambda pair: _order(pair[0]))
     return RateStudy(
         curves=tuple(curve for curve, _ in found),
         drifts=_drifts(found, sd),
         noise_pct=None if sd is None else 100 * sd,
         noise_from=told,
     )
+
+
+def _order(curve: RateCurve) -> tuple:
+    return curve.param, curve.batch_tokens or 0.0, curve.tokens, curve.width or 0.0, curve.params
 
 
 def rate_grids(rows: Sequence[RunRow]) -> list[Cells]:
@@ -177,6 +183,7 @@ def _curve(
         width=first.d_model,
         params=first.params,
         tokens=first.tokens,
+        batch_tokens=first.batch_tokens,
         layers=first.n_layer,
         run_ids=tuple(row.run_id for rate in losses for row in cells[rate] if _is_measured(row)),
         rates=np.array(list(losses)),
@@ -244,20 +251,22 @@ NORMAL = 1.6449
 
 
 def _drifts(found: Sequence[tuple[RateCurve, np.ndarray]], sd: float | None) -> tuple[RateDrift, ...]:
-    """One for each parametrisation and token count with optima at two widths or more."""
-    sets: dict[tuple[str, str], list[tuple[RateCurve, np.ndarray]]] = {}
+    """One for each parametrisation, batch and token count with optima at two widths or more."""
+    sets: dict[tuple, list[tuple[RateCurve, np.ndarray]]] = {}
     for curve, draws in found:
         if curve.width:
-            sets.setdefault((curve.param, f"{curve.tokens:.6g}"), []).append((curve, draws))
+            sets.setdefault(curve.alike, []).append((curve, draws))
     drifts = []
     for curves in sets.values():
         usable = [(curve, draws) for curve, draws in curves if curve.bracketed]
         if len({curve.width for curve, _ in usable}) >= 2:
-            drifts.append(_drift(usable, len(curves), sd))
+            drifts.append(_drift(usable, [curve.width for curve, _ in curves], sd))
     return tuple(drifts)
 
 
-def _drift(usable: Sequence[tuple[RateCurve, np.ndarray]], tried: int, sd: float | None) -> RateDrift:
+def _drift(
+    usable: Sequence[tuple[RateCurve, np.ndarray]], tried: Sequence[float], sd: float | None
+) -> RateDrift:
     curves = [curve for curve, _ in usable]
     width = np.log2([curve.width for curve in curves])
     span = float(width.max() - width.min())
@@ -277,12 +286,14 @@ def _drift(usable: Sequence[tuple[RateCurve, np.ndarray]], tried: int, sd: float
         Estimate(factor * slope, factor * lo, factor * hi, factor * se)
         for factor in (1.0, span, math.log2(RANGE))
     )
-    transfers, says = _verdict(over_8x, 2.0**span, len(curves), tried)
+    transfers, says = _verdict(over_8x, 2.0**span, len(curves), len(tried))
     return RateDrift(
         param=curves[0].param,
         tokens=curves[0].tokens,
+        batch_tokens=curves[0].batch_tokens,
         widths=(narrowest.width, widest.width),
         curves=len(curves),
+        asked=max(tried) / min(tried) >= _ENOUGH,
         per_octave=per_octave,
         over_range=over_range,
         over_8x=over_8x,
@@ -309,7 +320,7 @@ def _verdict(over_8x: Estimate, ratio: float, curves: int, tried: int) -> tuple[
     drift = f"{over_8x.value:+.2f} octaves over 8x width"
     if math.isfinite(over_8x.lo) and math.isfinite(over_8x.hi):
         drift += f" (90% {over_8x.lo:+.2f} to {over_8x.hi:+.2f})"
-    if ratio < RANGE * (1 - 1e-9):
+    if ratio < _ENOUGH:
         few = f"; {tried - curves} of {tried} widths have none" if curves < tried else ""
         return None, f"cannot tell: bracketed optima span {ratio:.3g}x of width, 8x is wanted{few}; {drift}"
     if math.isnan(over_8x.lo):
@@ -327,8 +338,10 @@ def _verdict(over_8x: Estimate, ratio: float, curves: int, tried: int) -> tuple[
 
 def lines(study: RateStudy) -> tuple[str, ...]:
     """What was found, a line for each shape and one for each drift."""
+    told = several_batches(study)
     of_shapes = [
-        f"{_shape(curve)}: best rate {curve.best:.3g} of {len(curve.rates)} (loss {curve.loss.min():.4f}), "
+        f"{_shape(curve)}{_batch(curve, told)}: best rate {curve.best:.3g} of {len(curve.rates)} "
+        f"(loss {curve.loss.min():.4f}), "
         + (
             f"optimum {_optimum(curve.optimum)}, an octave off costs {curve.penalty_pct:.2g}%"
             if curve.optimum
@@ -337,16 +350,24 @@ def lines(study: RateStudy) -> tuple[str, ...]:
         for curve in study.curves
     ]
     of_drifts = [
-        f"{drift.param or 'rates'}, widths {drift.widths[0]:g} to {drift.widths[1]:g}: {drift.says}; "
-        f"the widest loses {drift.cost_pct:.2g}% at the narrowest's optimal rate"
+        f"{drift.param or 'rates'}, widths {drift.widths[0]:g} to {drift.widths[1]:g}{_batch(drift, told)}: "
+        f"{drift.says}; the widest loses {drift.cost_pct:.2g}% at the narrowest's optimal rate"
         for drift in study.drifts
     ]
     return (*of_shapes, *of_drifts)
 
 
+def several_batches(study: RateStudy) -> bool:
+    return len({curve.batch_tokens for curve in study.curves}) > 1
+
+
 def _shape(curve: RateCurve) -> str:
-    where = f"width {curve.width:g}" if curve.width else f"N={curve.params:.3g}"
-    return f"{curve.param} {where}, D={curve.tokens:.3g}".strip()
+    where = f"width {curve.width:g}" if curve.width else f"N={count(curve.params)}"
+    return f"{curve.param} {where}, D={count(curve.tokens)}".strip()
+
+
+def _batch(of: RateCurve | RateDrift, told: bool) -> str:
+    return f", batch {count(of.batch_tokens)}" if told and of.batch_tokens else ""
 
 
 def _optimum(optimum: Estimate) -> str:

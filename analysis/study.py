@@ -18,6 +18,7 @@ from analysis.published import PUBLISHED
 from analysis.rates import study_rates
 from analysis.surfaces import loss_surface, records_by_distance, track_records
 from analysis.table import Table, read_holdout_losses
+from analysis.units import power
 from analysis.values import (
     Analysis,
     EntropyCheck,
@@ -299,11 +300,11 @@ def _problems(
 
 
 def _rate_problems(rates: RateStudy) -> tuple[str, ...]:
-    """Of parametrisations whose optimal rate moves, or that nothing can be said of."""
+    """Of parametrisations whose optimal rate moves, or that nothing can be said of though it was asked."""
     return tuple(
         f"Rates under {drift.param}: {drift.says}." if drift.param else f"Rates: {drift.says}."
         for drift in rates.drifts
-        if drift.transfers is not True
+        if drift.asked and drift.transfers is not True
     )
 
 
@@ -328,7 +329,7 @@ def _biased(known: Model, predictions: Sequence[Prediction]) -> list[str]:
         return []
     cause = max(bias.causes, key=lambda name: abs(bias.causes[name])) if bias.causes else "unknown"
     return [
-        f"On these budgets approach 2's parabolas misjudge the optimal size at {bias.flops:.2g} FLOPs by "
+        f"On these budgets approach 2's parabolas misjudge the optimal size at {power(bias.flops)} FLOPs by "
         f"{parabola.params_pct:+.0f}% without any noise, were the {bias.law} law the truth (mostly: {cause}); "
         f"least off is the {bias.least.method} reading, by {bias.least.params_pct:+.1f}%."
     ]

@@ -183,10 +183,10 @@ class TrackRecord:
 
 @dataclass(frozen=True, eq=False)
 class RateCurve:
-    """Loss against peak rate of one shape on one token count: log L = c0 + c1·x + c2·x², with
+    """Loss against peak rate of one shape on one token count and batch: log L = c0 + c1·x + c2·x², with
     x = log2(rate / `centre`), through the rates around the best.
 
-    param: the parametrisation; width: d_model; either "" or None where the table has none.
+    param: the parametrisation; width: d_model; batch_tokens: of one step; "" or None where there is none.
     rates, loss, seeds: the rates that finished, by increasing rate, the geometric mean of their losses
         and how many runs it is of; arrays [rate]. failed: rates at which no run finished.
     bracketed: rates on both sides of the best and of the parabola's minimum finished. Where they did
@@ -199,6 +199,7 @@ class RateCurve:
     width: float | None
     params: float
     tokens: float
+    batch_tokens: float | None
     layers: float | None
     run_ids: tuple[str, ...]
     rates: np.ndarray
@@ -211,6 +212,11 @@ class RateCurve:
     optimum: Estimate | None
     penalty_pct: float | None
     reason: str
+
+    @property
+    def alike(self) -> tuple[str, float | None, str]:
+        """Parametrisation, batch and tokens, to six digits: curves of one are compared, no others."""
+        return self.param, self.batch_tokens, f"{self.tokens:.6g}"
 
     @property
     def best(self) -> float:
@@ -228,7 +234,8 @@ class RateCurve:
 class RateDrift:
     """How the optimal rate moves with the width under one parametrisation, by a line through the optima.
 
-    widths: the narrowest and the widest with a bracketed optimum; curves: how many there are.
+    widths: the narrowest and the widest with a bracketed optimum; curves: how many there are. asked: the
+        widths that were run span what the verdict is about; where they do not, nobody asked it.
     per_octave: octaves of rate for each doubling of the width; over_range: from the narrowest to the
         widest; over_8x: three times the former, what the verdict is about. Their ends are NaN where no
         noise is known.
@@ -239,8 +246,10 @@ class RateDrift:
 
     param: str
     tokens: float
+    batch_tokens: float | None
     widths: tuple[float, float]
     curves: int
+    asked: bool
     per_octave: Estimate
     over_range: Estimate
     over_8x: Estimate

@@ -132,7 +132,7 @@ def _distance(e: Evidence) -> Iterator[Finding]:
     if ratio > TOO_FAR:
         yield (
             Verdict.NOT_SUPPORTED,
-            f"the target costs {ratio:.3g}x the dearest run fitted; beyond 100x nothing was tested",
+            f"the target costs {ratio:,.0f}x the dearest run fitted; beyond 100x nothing was tested",
         )
     elif ratio > FAR:
         yield Verdict.WEAK, f"the target costs {ratio:.3g}x the dearest run fitted"

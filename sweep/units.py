@@ -4,10 +4,11 @@ from __future__ import annotations
 
 
 def quantity(value: float) -> str:
-    """A count for people: 980, 35.6k, 3.10M, 2.40B."""
+    """A count for people, to three digits: 980, 35.6k, 3.1M, 2.4B; 999,936 is 1M."""
+    rounded = float(f"{value:.3g}")
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
+        if rounded >= size:
+            return f"{rounded / size:.4g}{letter}"
     return f"{value:.3g}"
 
 

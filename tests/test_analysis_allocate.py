@@ -20,7 +20,7 @@ from analysis.bands import line_band
 from analysis.ensemble import fit_members
 from analysis.table import as_runs
 from analysis.values import Allocation, Skipped
-from analysis_helpers import BUDGETS, TRUTH, optimal_params, sweep
+from analysis_helpers import BUDGETS, TRUTH, optimal_params, sweep, true_loss
 
 EXPONENT = TRUTH["b"] / (TRUTH["a"] + TRUTH["b"])
 
@@ -139,6 +139,16 @@ def test_a_group_that_is_no_budget_is_skipped_with_its_reason():
     assert "differ by 10x" in skipped[0].reason
     few = sweep(sizes=3)
     assert all("it has 3 sizes" in item.reason for item in isoflops(few, cost_rule(few))[2])
+
+
+def test_groups_that_were_never_meant_as_budgets_are_no_problem_each():
+    params, tokens = (x.ravel() for x in np.meshgrid(np.geomspace(1e4, 1e6, 5), np.geomspace(1e6, 1e8, 4)))
+    loss = true_loss(params, tokens)
+    for group in (["product"] * 20, [f"size {n:.0f}" for n in params], [f"data {d:.0f}" for d in tokens]):
+        runs = as_runs(params, tokens, loss, group=group)
+        curves, draws, skipped = isoflops(runs, cost_rule(runs))
+        assert not curves and not skipped
+        assert "no group of runs is a budget of 4 sizes" in by_isoflops(curves, draws, cost_rule(runs)).reason
 
 
 def test_envelope_is_what_no_cheaper_run_beats():

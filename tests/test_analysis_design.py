@@ -144,7 +144,7 @@ def test_words_name_cells_and_what_they_leave():
         and f"{100 * found[-1].error_left:.0f}%" in said
     )
     again = in_words((HelpfulRun(2e6, 4e7, 4.8e14, 0.8), HelpfulRun(2e6, 4e7, 4.8e14, 0.7)))
-    assert again.startswith("2 seeds of N=2e+06, D=4e+07 (4.8e+14 FLOPs): together they would leave 70%")
+    assert again.startswith("2 seeds of N=2M, D=40M (4.8e14 FLOPs): together they would leave 70%")
 
 
 def test_the_advised_runs_narrow_what_a_refit_says():

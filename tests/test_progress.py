@@ -170,7 +170,8 @@ def test_the_live_view_fits_the_terminal_and_shows_only_active_runs(folder, acti
 
 
 def test_numbers_are_for_people():
-    assert [quantity(n) for n in (7, 980, 35_600, 3.1e6, 2.4e9)] == ["7", "980", "35.6k", "3.1M", "2.4B"]
+    said = {7: "7", 980: "980", 999.7: "1k", 35_600: "35.6k", 999_936: "1M", 3.1e6: "3.1M", 2.4e9: "2.4B"}
+    assert [quantity(n) for n in said] == list(said.values())
     assert [duration(s) for s in (None, 0.4, 59.6, 185, 7800, 273_600)] == [
         "?", "0 s", "1 min 00 s", "3 min 05 s", "2 h 10 min", "3 d 04 h",
     ]  # fmt: skip

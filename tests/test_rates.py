@@ -11,8 +11,11 @@ import pytest
 from analysis_helpers import write_table
 
 import analysis.sweep as steps
+from analysis.finding import Finding
 from analysis.rates import ALLOWED, lines, noise, rate_grids, study_rates
 from analysis.report import write_report
+from analysis.report.document import compose
+from analysis.report.rates import drifts, optima
 from analysis.values import RunRow
 
 OWN, CURVATURE = 0.006, 0.012
@@ -125,6 +128,7 @@ def test_a_best_rate_at_the_edge_is_not_bracketed_and_has_no_optimum():
     assert (
         "cannot tell: bracketed optima span 4x of width, 8x is wanted; 1 of 4 widths have none" in found.says
     )
+    assert found.asked and not study_rates(grid(widths=(16, 32))).drifts[0].asked
 
 
 def test_a_best_rate_by_chance_on_a_curve_that_only_falls_is_not_bracketed():
@@ -166,6 +170,17 @@ def test_parametrisations_token_counts_and_batches_are_kept_apart():
     assert [(d.param, d.tokens) for d in study.drifts] == [("mup", 1e6), ("mup", 2e6), ("sp", 1e6)]
     assert [d.transfers for d in study.drifts] == [True, True, False]
     assert len(study.curves) == 12
+
+
+def test_runs_of_two_batches_are_never_compared():
+    """One width each at a batch of its own: their optima lie two octaves apart, and nothing drifts."""
+    narrow, wide = grid(widths=(16,), batch_tokens=384.0), grid(widths=(128,), batch_tokens=768.0, centre=2.2)
+    study = study_rates([*narrow, *wide])
+    assert [curve.batch_tokens for curve in study.curves] == [384, 768] and study.drifts == ()
+    both = study_rates([*grid(), *grid(batch_tokens=768.0, centre=1.2)])
+    assert [(drift.batch_tokens, drift.curves) for drift in both.drifts] == [(384, 4), (768, 4)]
+    assert all(abs(drift.over_8x.value) < 1e-9 for drift in both.drifts)
+    assert "mup width 16, D=1M, batch 768: best rate" in lines(both)[4]
 
 
 def test_what_is_no_rate_grid_is_none_and_holdouts_are_not_looked_at():
@@ -229,6 +244,38 @@ def test_a_rate_sweep_has_a_report_without_a_law(tmp_path):
     assert "### Health of the runs" in text
     stored = json.loads((tmp_path / "report" / "fits.json").read_text())
     assert len(stored["rates"]["curves"]) == 8 and stored["fits"] == []
+
+
+def test_widths_too_close_to_compare_make_neither_headline_nor_problem(tmp_path):
+    write_table(tmp_path / "runs.csv", as_table(grid(1.0, widths=(32, 64))))
+    analysis = steps.analyse(tmp_path)
+    assert analysis.rates.drifts[0].says.startswith("cannot tell: bracketed optima span 2x")
+    assert not any(problem.startswith("Rates") for problem in analysis.problems)
+    first, *_ = compose(analysis).lede
+    assert first.endswith("learning rates without widths 8x apart whose optima could be compared.")
+
+
+def test_a_study_leads_before_the_rates(tmp_path):
+    write_table(tmp_path / "runs.csv", as_table(grid(-0.4)))
+    analysis = steps.analyse(tmp_path)
+    assert compose(analysis).lede[0].startswith("The optimal rate across widths, under mup: does not")
+    found = Finding("x", "X", "", "Something else was found.", "")
+    assert compose(dataclasses.replace(analysis, findings=(found,))).lede[0] == found.found
+
+
+def test_the_batch_is_shown_where_it_varies(tmp_path):
+    rows = [*grid(noise=0.001), *grid(noise=0.001, batch_tokens=768.0, centre=1.0)]
+    shown = {}
+    for name, own in (("one", rows[: len(rows) // 2]), ("two", rows)):
+        table = as_table(own)
+        for line, r in zip(table, own, strict=True):
+            line |= {"run_id": f"{r.run_id}-{r.batch_tokens:g}", "batch_tokens": r.batch_tokens}
+        write_table(tmp_path / name / "runs.csv", table)
+        analysis = steps.analyse(tmp_path / name)
+        shown[name] = [[c.name for c in of(analysis).columns] for of in (drifts, optima)]
+        assert write_report(analysis, tmp_path / name / "report").exists()
+    assert all("batch" in names for names in shown["two"])
+    assert not any("batch" in names for names in shown["one"])
 
 
 def test_too_few_runs_without_a_rate_grid_are_still_refused(tmp_path):

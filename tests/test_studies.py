@@ -16,6 +16,8 @@ from analysis.estimate import Estimate
 from analysis.finding import Chart, Finding, Number, Panel, Series, lines
 from analysis.prediction import model
 from analysis.report import write_report
+from analysis.report.document import compose
+from analysis.report.findings import _drawing
 from analysis.studies import Evidence, StudyError, findings, load
 from analysis.table import read_table
 
@@ -82,9 +84,26 @@ def test_where_no_law_can_be_fitted_the_studies_are_shown_and_come_first(tmp_pat
     found = steps.analyse(folder_with(tmp_path, few, [own]))
     assert not found.fits and found.findings[0].numbers
     page = write_report(found, tmp_path / "report").read_text()
-    assert page.index("The mean is") < page.index("Mean loss: the numbers") and "no law fitted" in page
+    assert page.index("The mean is") < page.index("Mean loss: the numbers")
     with pytest.raises(ValueError):
         steps.analyse(folder_with(tmp_path, few, []))
+
+
+@pytest.mark.parametrize("step", [1, 12])  # with a law, and with too few runs for one
+def test_the_verdict_on_a_prediction_nobody_asked_for_stands_in_its_section_alone(tmp_path, own, step):
+    folder = folder_with(tmp_path, rows_of(sweep(0.003))[::step], [own])
+    found = steps.analyse(folder)
+    told = compose(found)
+    assert told.lede[0] == found.findings[0].found and told.badge == "" and len(told.lede) == 2
+    (section,) = [s for s in told.sections if s.title == "Were a larger run to be predicted"]
+    assert "10× the dearest run's compute" in section.opening[0] and section.points == found.reasons
+    assert 'class="verdict' not in write_report(found, tmp_path / "r").read_text()
+    refused = replace(found, findings=(Finding("x", "X", "", "", "", refused="no"),))
+    target = replace(found, metadata={"config": json.dumps({"grid": {"target": {"flops": 1e13}}})})
+    for asked in (refused, target, replace(found, findings=())):
+        told = compose(asked)
+        assert told.badge and told.lede[-1].startswith("The data ") and "an extrapolation" in told.lede[-1]
+    assert compose(target).lede[0] == found.findings[0].found
 
 
 def test_a_refusal_stands_in_its_section_and_the_others_go_on(tmp_path, own):
@@ -103,7 +122,8 @@ def test_a_foreign_table_gets_the_studies_that_are_asked_for(tmp_path, own, caps
               "targets": None, "target": dict.fromkeys(("params", "tokens", "flops")), "studies": [own],
               "min_tokens_per_param": None, "min_steps": None}  # fmt: skip
     entry.run(entry.as_request(config))
-    assert "Mean loss: The mean is" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Mean loss: The mean is" in said and "No target given" not in said
     with pytest.raises(entry.UsageError, match="studies=noise: wanted a list"):
         entry.as_request({**config, "studies": "noise"})
     with pytest.raises(StudyError, match="nosuch: there is no such study; there are"):
@@ -146,6 +166,19 @@ def test_every_kind_of_series_is_drawn_on_one_to_four_panels(tmp_path, own, pane
     number = Number("v", Estimate(1.0, np.nan, np.nan, np.nan))
     finding = Finding("x", "X", "", "f", "m", (number,), Chart("c", (panel,) * panels))
     assert "study-x" in write_report(replace(found, findings=(finding,)), tmp_path / "r").read_text()
+
+
+def test_an_interval_without_end_flattens_no_values_and_is_told():
+    x, y = np.arange(3.0), np.array([0.5, 0.6, 0.7])
+    for hi, cut in ((y + 0.3, False), (y + 14, True)):
+        series = Series("a", x, y, lo=y - 0.1, hi=hi)
+        panel = Panel("t", "x", "y", (series,), log_x=False, x_names=("one", "two", "three"))
+        finding = Finding("x", "X", "", "f", "m", chart=Chart("Caption", (panel, panel)))
+        drawing = _drawing(finding, finding.chart)
+        axes = drawing.figure.axes[0]
+        assert axes.get_ylim()[1] == pytest.approx(1.3) if cut else axes.get_ylim()[1] > 1.0
+        assert drawing.caption.endswith("beyond it.") is cut and drawing.title == "X"
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["one", "two", "three"]
 
 
 def test_a_study_sees_a_holdout_s_loss_only_once_it_is_predicted(tmp_path, own):

@@ -216,11 +216,19 @@ def test_gpt4_takes_the_best_size_of_a_budget_with_all_its_seeds(tmp_path):
     assert len(kept) == 27 and set(kept.run_id) == {f"row {i}" for i in range(1, 28)}
 
 
+def test_gpt4_says_where_all_cheap_budgets_have_one_size(tmp_path):
+    rows = [{**row, "params": 1472.0} if row["role"] == "fit" else row for row in frontier(BUDGETS, 1e13)]
+    notes = gpt4.study(evidence(tmp_path, rows)).notes
+    assert any("up to 1/10,000 are all of one size, 1.47k parameters" in note for note in notes)
+    notes = gpt4.study(evidence(tmp_path, frontier(BUDGETS, 1e13))).notes
+    assert not any("of one size" in note for note in notes)
+
+
 def test_gpt4_says_what_it_cannot_show(tmp_path):
     found = gpt4.study(evidence(tmp_path, frontier(BUDGETS, 1e12)))  # two budgets at a ten-thousandth
     assert number(found, "loss predicted from 1/10,000").estimate is None
     assert "needs at least 4 runs" in number(found, "loss predicted from 1/10,000").note
-    with pytest.raises(ValueError, match="runs up to 1e\\+07 are wanted"):
+    with pytest.raises(ValueError, match="runs up to 1e7 are wanted"):
         gpt4.study(evidence(tmp_path, frontier(BUDGETS, 1e10 + 1)))
 
 
@@ -331,7 +339,8 @@ def test_the_loss_that_a_shape_costs_is_recovered_within_its_interval(tmp_path):
     worst = number(deep, "depth")
     assert worst.estimate.lo <= 5.0 <= worst.estimate.hi and worst.estimate.lo > 3
     assert number(deep, "heads").estimate.hi < 2
-    assert "(depth)" in deep.found and "shape is not free" in deep.means
+    assert "(width / depth = 2.75) loses" in deep.found
+    assert "shape is not free; less than 3% is lost with width / depth of" in deep.means
 
 
 def test_small_differences_in_size_are_compensated_by_the_curve(tmp_path):

@@ -110,7 +110,7 @@ def test_the_critical_batch_is_recovered_at_every_size_and_loss(tmp_path):
 
 def test_the_powers_of_loss_and_size_are_recovered(tmp_path):
     told = numbers(study(sweep(tmp_path, noise=1e-4)))
-    assert told["1/α_B: B_crit falls as loss to this power"].value == pytest.approx(4.0, rel=0.1)
+    assert told["1/α_B of B_crit ∝ L^(-1/α_B)"].value == pytest.approx(4.0, rel=0.1)
     assert told["noise scale over critical batch"].value == pytest.approx(0.5, rel=0.1)
     critical_batch = told["critical batch"]
     assert critical_batch.lo <= critical_batch.value <= critical_batch.hi

@@ -116,7 +116,7 @@ def test_three_approaches_find_the_exponents(found):
         said["a, approach 2: isoFLOP"].published
         == "0.49, Hoffmann et al. 2022, table 2; 0.73, Kaplan et al. 2020, table 6"
     )
-    assert "0.73 lies outside all of them" in found.found and "inside 3 of 3" in found.found
+    assert "0.73 lies outside all of them" in found.found and "inside 3 of the 3 intervals" in found.found
     assert "Ten times the compute" in found.means and "5.4 times the parameters" in found.means
 
 

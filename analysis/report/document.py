@@ -41,7 +41,7 @@ class Section:
 class Document:
     """`lede`: what a decision rests on, a sentence each. `problems`: what may overturn it, worst first;
     where there are many, the last one says where the others stand.
-    `verdict` names the badge's class, `badge` is what it says."""
+    `verdict` names the badge's class, `badge` is what it says; "": none."""
 
     title: str
     verdict: str
@@ -79,7 +79,7 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
                 tables.advice(analysis),
             ),
         ),
-        Section("Why this verdict", points=reasons if len(reasons) > headline.REASONS_TOLD else ()),
+        _verdict_section(reasons, headline.unasked(analysis)),
         Section(
             "Compute-optimal size and data",
             ("isoflop-curves", "contours", "optimal-allocation"),
@@ -112,6 +112,12 @@ def compose(analysis: Analysis, drawn: Collection[str] = ()) -> Document:
         problems=(*problems[:PROBLEMS_SHOWN], *more),
         sections=tuple(s for s in filled if s.figures or s.tables or s.listings or s.points or s.opening),
     )
+
+
+def _verdict_section(reasons: tuple[str, ...], unasked: str) -> Section:
+    if unasked:
+        return Section("Were a larger run to be predicted", points=reasons, opening=(unasked,))
+    return Section("Why this verdict", points=reasons if len(reasons) > headline.REASONS_TOLD else ())
 
 
 def _filled(section: Section, drawn: Collection[str]) -> Section:

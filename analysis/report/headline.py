@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from analysis.rates import RANGE
 from analysis.report import findings, words
+from analysis.study import DEFAULT_EXTRAPOLATION
 from analysis.values import Analysis, Prediction, RunRow, Verdict, latest
 from analysis.verdict import ADVICE, IN_BACKTESTS, UNTESTED
 
 VERDICTS = {
-    Verdict.SUPPORTED: "The data support {} extrapolation",
-    Verdict.WEAK: "The data support {} extrapolation only weakly",
-    Verdict.NOT_SUPPORTED: "The data do not support {} extrapolation",
+    Verdict.SUPPORTED: "The data support {}",
+    Verdict.WEAK: "The data support {} only weakly",
+    Verdict.NOT_SUPPORTED: "The data do not support {}",
 }
 BADGES = {
     Verdict.SUPPORTED: "supported",
@@ -25,19 +28,37 @@ REASONS_TOLD = 3
 FATES = ("fitted", "held out", "failed", "diverged", "excluded", "not finished", "trunk segments", "in an arm")
 
 
-def lede(analysis: Analysis) -> tuple[str, str, str]:
-    """What is predicted, what was measured, and whether the data carry it: a sentence each."""
+def lede(analysis: Analysis) -> tuple[str, ...]:
+    """What is predicted, what was measured, and whether the data carry it: a sentence each. Without a prediction
+    what the first study found; where none was asked for, nothing of what the data carry."""
     predictions = latest(analysis.predictions)
     if not predictions:
-        verdict = _verdict("an", analysis.verdict, analysis.reasons)
-        first = _transfer(analysis) or findings.leading(analysis.findings) or "No target run was predicted."
-        return first, _measured_range(analysis), verdict
+        found = findings.leading(analysis.findings) or _transfer(analysis) or "No target run was predicted."
+        verdict = _verdict("an extrapolation", analysis.verdict, analysis.reasons)
+        return found, _measured_range(analysis), *(() if unasked(analysis) else (verdict,))
     prediction = predictions[-1]
-    verdict = _verdict("this", prediction.verdict, prediction.reasons)
+    verdict = _verdict("this extrapolation", prediction.verdict, prediction.reasons)
     return _predicted(prediction, analysis), _outcome(prediction, predictions[:-1]), verdict
 
 
+def unasked(analysis: Analysis) -> str:
+    """The verdict on a prediction that was not asked for, where a study has found something; else ""."""
+    if analysis.predictions or _names_target(analysis) or not findings.leading(analysis.findings):
+        return ""
+    far = f"a prediction at {DEFAULT_EXTRAPOLATION:g}× the dearest run's compute"
+    return f"None was asked for. {_verdict(far, analysis.verdict, ())}"
+
+
+def _names_target(analysis: Analysis) -> bool:
+    """Does the sweep's grid name one, or has the table one?"""
+    grid = json.loads(analysis.metadata.get("config") or "{}").get("grid", {})
+    return any((grid.get("target") or {}).values()) or any(row.role == "holdout" for row in analysis.rows)
+
+
 def badge(analysis: Analysis) -> str:
+    """"" where nobody asked for a prediction."""
+    if unasked(analysis):
+        return ""
     return BADGES[analysis.verdict] if analysis.fits else "no law fitted"
 
 
@@ -45,10 +66,12 @@ def _transfer(analysis: Analysis) -> str:
     """What rate grids say, where no law was fitted; "" where there are none."""
     if analysis.fits or analysis.rates is None:
         return ""
-    drifts = analysis.rates.drifts
+    drifts = [drift for drift in analysis.rates.drifts if drift.asked]
     said = [f"under {drift.param}: {drift.says}" if drift.param else drift.says for drift in drifts]
     if not said:
-        return "The runs are a grid of learning rates without two widths whose optima could be compared."
+        return (
+            f"The runs are a grid of learning rates without widths {RANGE:g}x apart whose optima could be compared."
+        )
     return f"The optimal rate across widths, {words.listing(said)}."
 
 

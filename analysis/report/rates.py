@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from analysis.rates import several_batches
 from analysis.report import tables, theme, words
 from analysis.report.axes import Label, dots, label_ends, log_x, loss_y, panels, widen
 from analysis.report.drawing import OPTIMUM, Drawing
@@ -25,17 +26,21 @@ close to divergence, would flatten every minimum."""
 
 
 def loss_against_rate(analysis: Analysis) -> Drawing | None:
-    """One panel for each parametrisation and token count, one curve for each width."""
+    """One panel for each parametrisation, batch and token count, one curve for each width."""
     if analysis.rates is None:
         return None
-    sets: dict[tuple[str, str], list[RateCurve]] = {}
+    sets: dict[tuple, list[RateCurve]] = {}
     for curve in analysis.rates.curves:
-        sets.setdefault((curve.param, f"{curve.tokens:.6g}"), []).append(curve)
+        sets.setdefault(curve.alike, []).append(curve)
     drawn = sorted(sets.values(), key=len, reverse=True)[:PANELS_DRAWN]
     rows = -(-len(drawn) // 2)
-    figure, axes = panels(min(2, len(drawn)), height=4.3 * rows, rows=rows, share_y=True)
+    comparable = len({curve.alike[1:] for curves in drawn for curve in curves}) == 1
+    figure, axes = panels(min(2, len(drawn)), height=4.3 * rows, rows=rows, share_y=comparable)
     for panel, curves in zip(axes, drawn, strict=False):
         _panel(panel, curves)
+        if several_batches(analysis.rates):
+            batch, tokens = words.count(curves[0].batch_tokens), words.count(curves[0].tokens)
+            panel.set_title(f"batch of {batch}, D = {tokens}")
     for empty in axes[len(drawn) :]:
         empty.set_visible(False)
     caption = (
@@ -90,9 +95,10 @@ def optima(analysis: Analysis) -> tables.Table | None:
     """The optimal rate of each shape."""
     if analysis.rates is None:
         return None
-    headings = ("|parametrisation", "width", "layers", "N", "D", "rates", "best rate", "optimal rate")
-    headings = (*headings, "90% interval", "± octaves", "loss there", "an octave off", "|remark")
+    headings = ("|parametrisation", "width", "layers", "N", "D", "batch", "rates", "best rate")
+    headings = (*headings, "optimal rate", "90% interval", "± octaves", "loss there", "an octave off", "|remark")
     study = analysis.rates
+    told = several_batches(study)
     known = "unknown" if study.noise_pct is None else words.percent(study.noise_pct)
     note = (
         f"Optimal rate: minimum of a parabola in log2 of the rate. One run's loss by chance: {known}, read "
@@ -103,10 +109,11 @@ def optima(analysis: Analysis) -> tables.Table | None:
         note = (
             f"The first {len(shown)} of {len(study.curves):,}; fits.json beside this report has all. {note}"
         )
-    return tables.table("Optimal rate of each width", headings, map(_row, shown), note)
+    rows = (_row(curve, told) for curve in shown)
+    return tables.table("Optimal rate of each width", headings, rows, note)
 
 
-def _row(curve: RateCurve) -> tuple[str, ...]:
+def _row(curve: RateCurve, told: bool) -> tuple[str, ...]:
     optimum, found = curve.optimum, (words.NONE,) * 5
     if optimum is not None:
         interval = f"[{_rate(optimum.lo)}, {_rate(optimum.hi)}]" if math.isfinite(optimum.se) else words.NONE
@@ -121,7 +128,12 @@ def _row(curve: RateCurve) -> tuple[str, ...]:
     width = words.NONE if curve.width is None else f"{curve.width:g}"
     layers = words.NONE if curve.layers is None else f"{curve.layers:g}"
     where = (curve.param, width, layers, words.count(curve.params), words.count(curve.tokens))
-    return (*where, str(len(curve.rates)), words.number(curve.best), *found, curve.reason)
+    return (*where, _batch(curve, told), str(len(curve.rates)), words.number(curve.best), *found, curve.reason)
+
+
+def _batch(of: RateCurve | RateDrift, told: bool) -> str:
+    """Where all have one batch the column is left out."""
+    return words.count(of.batch_tokens) if told else words.NONE
 
 
 def _rate(log2_rate: float) -> str:
@@ -138,6 +150,7 @@ def drifts(analysis: Analysis) -> tables.Table | None:
     headings = (
         "|parametrisation",
         "D",
+        "batch",
         "widths",
         "optima",
         "octaves a doubling",
@@ -153,13 +166,15 @@ def drifts(analysis: Analysis) -> tables.Table | None:
         "Cost: what the widest loses at the narrowest's optimal rate. "
         "Yang et al. 2022 (arXiv 2203.03466), figure 1, find none under μP."
     )
-    return tables.table("Drift of the optimal rate with the width", headings, map(_drift, found), note)
+    rows = (_drift(drift, several_batches(analysis.rates)) for drift in found)
+    return tables.table("Drift of the optimal rate with the width", headings, rows, note)
 
 
-def _drift(drift: RateDrift) -> tuple[str, ...]:
+def _drift(drift: RateDrift, told: bool) -> tuple[str, ...]:
     return (
         drift.param,
         words.count(drift.tokens),
+        _batch(drift, told),
         f"{drift.widths[0]:g} to {drift.widths[1]:g}",
         str(drift.curves),
         *map(_with_ends, (drift.per_octave, drift.over_range, drift.over_8x)),

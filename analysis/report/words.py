@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 NONE = "–"
@@ -71,11 +71,11 @@ def number(value: float | None) -> str:
     return f"{value:.4g}"
 
 
-def interval(lo: float | None, hi: float | None) -> str:
+def interval(lo: float | None, hi: float | None, say: Callable[[float], str] = number) -> str:
     """ "[0.46, 0.53]", or a dash where an end is missing."""
     if not _finite(lo) or not _finite(hi):
         return NONE
-    return f"[{number(lo)}, {number(hi)}]"
+    return f"[{say(lo)}, {say(hi)}]"
 
 
 def percent(value: float | None, signed: bool = False) -> str:

@@ -19,6 +19,7 @@ from scipy.optimize import minimize_scalar
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.rates import study_rates
 from analysis.studies import Course, Evidence
+from analysis.units import count
 from analysis.values import LEVEL, Estimate, RunRow
 
 SOURCE = (
@@ -95,12 +96,12 @@ def study(evidence: Evidence) -> Finding:
     lowest = min(found, key=lambda one: one.loss)
     critical = number(lambda some: _at(some, lowest.params, lowest.loss))
     numbers = [
-        Number(f"critical batch at loss {lowest.loss:.3g}, N = {lowest.params:.3g}", critical, "tokens",
-               f"{kaplan(lowest.loss):.2g}, Kaplan et al. 2020, equation 1.4, at this loss",
+        Number(f"critical batch at loss {lowest.loss:.3g}, N = {count(lowest.params)}", critical, "tokens",
+               f"{count(kaplan(lowest.loss))}, Kaplan et al. 2020, equation 1.4, at this loss",
                "their loss is of a BPE token of web text, another corpus and vocabulary: the same loss is "
                "not the same model"),
-        Number("1/α_B: B_crit falls as loss to this power", number(by_loss), "", "4.8 (α_B = 0.21), Kaplan et al. 2020, equation 1.4",
-               "sizes share the power, each has its own factor"),
+        Number("1/α_B of B_crit ∝ L^(-1/α_B)", number(by_loss), "",
+               "4.8 (α_B = 0.21), Kaplan et al. 2020, equation 1.4", "sizes share the power, each has its own factor"),
         Number("exponent of tokens in B_crit, at one N", number(lambda some: by_scale(some)[0]), "",
                "about 0.47, Zhang et al. 2024, section 4", "D is E_min, the tokens that small batches need "
                "to that loss"),
@@ -113,22 +114,24 @@ def study(evidence: Evidence) -> Finding:
         for one in numbers
     ]
     interval = (
-        f" (90% {critical.lo:,.0f} to {critical.hi:,.0f})" if critical and math.isfinite(critical.lo) else ""
+        f" (90% {count(critical.lo)} to {count(critical.hi)})"
+        if critical and math.isfinite(critical.lo)
+        else ""
     )
     return Finding(
         "batch",
         "The critical batch",
         SOURCE,
-        found=f"At loss {lowest.loss:.3g} with N = {lowest.params:,.0f} the critical batch is "
-        f"{lowest.critical:,.0f} tokens"
+        found=f"At loss {lowest.loss:.3g} with N = {count(lowest.params)} the critical batch is "
+        f"{count(lowest.critical)} tokens"
         f"{interval}: there twice the fewest steps and twice the fewest tokens are taken.",
-        means=f"Up to about {lowest.critical / 4:,.0f} tokens a batch costs at most a quarter more tokens "
+        means=f"Up to about {count(lowest.critical / 4)} tokens a batch costs at most a quarter more tokens "
         "than the fewest; "
-        f"beyond {4 * lowest.critical:,.0f} at most a fifth of the steps can still be saved, at five times "
+        f"beyond {count(4 * lowest.critical)} at most a fifth of the steps can still be saved, at five times "
         "the tokens or more.",
         numbers=tuple(numbers),
         chart=_chart(found),
-        notes=_notes(rows, residual, why),
+        notes=(*_slope_note(number(by_loss)), *_notes(rows, residual, why)),
     )
 
 
@@ -221,16 +224,15 @@ def _hyperbola(rows: Sequence[RunRow], courses: dict[str, Course], loss: float) 
         steps = steps_to(courses[row.run_id], loss)
         status = "finished" if math.isfinite(steps) else "failed"
         reached.append(replace(row, loss=steps if status == "finished" else None, status=status, reason=""))
-    batch_of = {row.run_id: row.batch_tokens for row in rows}
     rates = study_rates(reached)
     curves = [curve for curve in rates.curves if curve.bracketed] if rates else []
-    where = f"at loss {loss:.3g}, N = {rows[0].params:.3g}"
+    where = f"at loss {loss:.3g}, N = {count(rows[0].params)}"
     if len(curves) < FEWEST_BATCHES:
         edge = [curve.reason for curve in rates.curves if not curve.bracketed] if rates else []
         return f"{len(curves)} batches have a best rate {where}, {FEWEST_BATCHES} are wanted" + (
             f" ({edge[0]})" if edge else ""
         )
-    batches = np.array([batch_of[curve.run_ids[0]] for curve in curves])
+    batches = np.array([curve.batch_tokens for curve in curves])
     steps = np.array([float(curve.loss_at(np.exp2(curve.optimum.value))) for curve in curves])
     critical, least = fit_hyperbola(batches, steps)
     if not math.isfinite(critical):
@@ -356,7 +358,16 @@ def _noise_numbers(found: Sequence[Hyperbola], number) -> list[Number]:
 
 def _sizes_note(found: Sequence[Hyperbola]) -> str:
     sizes = sorted({one.params for one in found})
-    return f"over {len(sizes)} sizes, {sizes[0]:.3g} to {sizes[-1]:.3g}"
+    return f"over {len(sizes)} sizes, {count(sizes[0])} to {count(sizes[-1])}"
+
+
+def _slope_note(slope: Estimate | None) -> tuple[str, ...]:
+    if slope is None or math.isnan(slope.lo) or slope.lo * slope.hi > 0:
+        return ()
+    return (
+        "Whether the critical batch grows while the loss falls, as Kaplan's and McCandlish's did, these runs do "
+        f"not say: the power is {slope.value:+.1f} (90% {slope.lo:+.1f} to {slope.hi:+.1f}).",
+    )
 
 
 def _most(why: Sequence[str]) -> str:
@@ -389,7 +400,7 @@ def _chart(found: Sequence[Hyperbola]) -> Chart:
     ends = [[one for one in found if one.params == n] for n in dict.fromkeys((sizes[0], sizes[-1]))]
     shown = [pick(ours, key=lambda one: one.loss) for ours in ends for pick in (max, min)]
     for one in dict.fromkeys(shown):
-        label = f"N = {one.params:.3g}, loss {one.loss:.3g}"
+        label = f"N = {count(one.params)}, loss {one.loss:.3g}"
         fine = np.geomspace(one.batches.min() / 2, one.batches.max() * 2, 60)
         steps = one.least_steps * (1 + one.critical / fine)
         trade += [
@@ -400,15 +411,15 @@ def _chart(found: Sequence[Hyperbola]) -> Chart:
         ours = sorted((one for one in found if one.params == n), key=lambda one: one.loss)
         losses = np.array([one.loss for one in ours])
         against.append(
-            Series(f"critical batch, N = {n:.3g}", losses, np.array([one.critical for one in ours]))
+            Series(f"critical batch, N = {count(n)}", losses, np.array([one.critical for one in ours]))
         )
         scales = np.array([one.noise_scale for one in ours])
         if np.isfinite(scales).any():
             known = np.isfinite(scales)
-            against.append(Series(f"noise scale, N = {n:.3g}", losses[known], scales[known], "line"))
+            against.append(Series(f"noise scale, N = {count(n)}", losses[known], scales[known], "line"))
     ends = np.array([min(one.loss for one in found), max(one.loss for one in found)])
     factor = np.exp(np.mean([math.log(one.critical / kaplan(one.loss)) for one in found]))
-    against.append(Series("Kaplan et al.'s power of the loss", ends, factor * kaplan(ends), "dashed"))
+    against.append(Series("Kaplan et al.'s slope", ends, factor * kaplan(ends), "dashed"))
     return Chart(
         "Steps against tokens: steps and tokens to one loss, a point a batch at its own best rate, and the "
         "hyperbola through them. Critical "

@@ -315,7 +315,7 @@ def _found(had: Sequence[Allocation]) -> str:
     sides = []
     for who, value in (("Kaplan et al.'s", PUBLISHED[0].a), ("Hoffmann et al.'s", PUBLISHED[1].a)):
         inside = sum(item.a.lo <= value <= item.a.hi for item in had)
-        where = "outside all of them" if not inside else f"inside {inside} of {len(had)}"
+        where = f"inside {inside} of the {len(had)} intervals" if inside else "outside all of them"
         sides.append(f"{who} {value:.2f} lies {where}")
     return f"N_opt ∝ C^a with a = {said}; {' and '.join(sides)}."
 
@@ -386,10 +386,11 @@ def _chart(runs: Runs, had: Sequence[Allocation], moved: Mapping[str, Movement])
         dots.append(Series(line.label, place[[0, -1]], np.full(2, theirs.a), "dashed"))
     return Chart(
         "Left: the optimal size by each approach, all runs in grey, the papers' slopes dashed through the "
-        "middle. Right: the exponent a by each approach and with each correction undone, in the order below "
-        "the axis, with 90% intervals.",
+        "middle. Right: the exponent a by each approach and with each correction undone, with 90% "
+        "intervals.",
         (
             Panel("Optimal size", "C, FLOPs", "N, parameters", tuple(lines), log_y=True),
-            Panel("Exponent a", f"approach {', '.join(rows)}", "a in N_opt ∝ C^a", tuple(dots), log_x=False),
+            Panel("Exponent a", "approach, and what is undone", "a in N_opt ∝ C^a", tuple(dots), log_x=False,
+                  x_names=tuple(name.replace(" ", "\n") for name in rows)),  # fmt: skip
         ),
     )

@@ -336,8 +336,10 @@ def _stop_numbers(tests: Tests, stops: Sequence[Stop]) -> list[Number]:
 def _means(tests: Tests, stops: Sequence[Stop], rms: Sequence[float], unseen: float) -> str:
     better = [share for share, error in zip(SHARES, rms) if error < unseen]
     if not better:
-        return "The beginning of a run tells no more here than its size and tokens do: decide before it "
-        "starts, not on the way."
+        return (
+            "The beginning of a run tells no more here than its size and tokens do: decide before it "
+            "starts, not on the way."
+        )
     wrong = sum(not stop.right for stop in stops)
     told = f"From {better[0]:.0%} on, the beginning of a run tells more than its size and tokens"
     if not stops:
@@ -406,7 +408,7 @@ def _chart(tests: dict[str, Tests], stops: Sequence[Stop]) -> Chart:
         "Error by share seen: how well the final loss is known after a share of a run. The dearest run: "
         "what was predicted "
         "of its end on the way. Which runs could stop: when, by how far each ended above the best of its "
-        "budget.",
+        "budget; at 100% stand those that could not.",
         (
             Panel(
                 "Error by share seen",

@@ -13,6 +13,7 @@ import numpy as np
 from analysis.compute_law import ComputeLaw, fit_compute
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.studies import Evidence
+from analysis.units import count, power
 from analysis.values import Estimate, RunRow, Runs
 
 TITLE = "The final loss from a thousandth of its compute"
@@ -43,11 +44,16 @@ def study(evidence: Evidence) -> Finding:
             )
             continue
         numbers += _numbers(laws[share], name, target, bits)
+        if len(np.unique(cheap.params)) == 1:
+            notes.append(
+                f"The runs up to {name} are all of one size, {count(cheap.params[0])} parameters: their line "
+                "says what more tokens do, not what more parameters would."
+            )
         if laws[share].fit.at_bound:
             notes.append(f"From {name}: {laws[share].fit.reason}.")
     if not laws:
-        raise ValueError(f"{numbers[0].note} The run to predict has {target.flops:.2g} FLOPs; runs up to "
-                         f"{SHARES[0] * target.flops:.2g} are wanted.")  # fmt: skip
+        raise ValueError(f"{numbers[0].note} The run to predict has {power(target.flops)} FLOPs; runs up to "
+                         f"{power(SHARES[0] * target.flops)} are wanted.")  # fmt: skip
     if target.loss:
         numbers.append(
             Number("loss measured", Estimate(target.loss * bits.factor, *(math.nan,) * 3), bits.unit)
@@ -55,8 +61,8 @@ def study(evidence: Evidence) -> Finding:
     smallest = float(runs.params.min())
     if smallest < SMALL:
         notes.append(
-            f"The cheapest runs here have {smallest:,.0f} parameters. A miss may say that they are too small for the "
-            "law that dearer ones follow, not that the method fails."
+            f"The smallest runs here have {count(smallest)} parameters. A miss may say that they are too small "
+            "for the law that dearer ones follow, not that the method fails."
         )
     return Finding(
         study="gpt4",

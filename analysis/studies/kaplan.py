@@ -23,6 +23,7 @@ from analysis.resample import cluster_weights, estimate, refit
 from analysis.rollout import SAME_BUDGET
 from analysis.steps import least_steps
 from analysis.studies import Evidence
+from analysis.units import count
 from analysis.values import Runs, Status
 
 SOURCE = "Kaplan et al. 2020 (arXiv 2001.08361)"
@@ -116,7 +117,7 @@ def study(evidence: Evidence) -> Finding:
         numbers += part.pair("L(N, S_min)", kind, ("0.077", "0.76", "table 3"), "alpha_S")
     return Finding(
         study="kaplan",
-        title="Kaplan's laws: the loss as a power of N, of D and of C",
+        title="The loss as a power of N, of D and of C",
         source=SOURCE,
         found=_found(of_params[first], of_tokens, of_flops, first),
         means=_means(of_params[first], of_tokens, of_flops),
@@ -341,16 +342,17 @@ def _steps(evidence: Evidence, runs: Runs) -> Part:
 
 def _found(of_params: Part, of_tokens: Part, of_flops: Part, kind: str) -> str:
     said, silent = [], []
-    for name, part, of in (
-        (f"L(N) ∝ N^-{{}} (N {kind})", of_params, _named("alpha_N")),
-        ("L(D) ∝ D^-{}", of_tokens, _named("alpha_D")),
-        ("L(C) ∝ C^-{} on the envelope", of_flops, lambda v: -v["b"]),
+    for name, part, of, theirs in (
+        (f"L(N) ∝ N^-{{}} with N {kind}", of_params, _named("alpha_N"), "0.076"),
+        ("L(D) ∝ D^-{}", of_tokens, _named("alpha_D"), "0.095"),
+        ("L(C) ∝ C^-{} on the envelope", of_flops, lambda v: -v["b"], "0.050"),
     ):
         value = part.value(of)
         if value is None:
             silent.append(name[:4])
         else:
-            said.append(name.format(f"{value.value:.3f} ({value.lo:.3f} to {value.hi:.3f})"))
+            ends = f"90% {value.lo:.3f} to {value.hi:.3f}; the paper's {theirs}"
+            said.append(name.format(f"{value.value:.3f} ({ends})"))
     none = f"the runs carry no {', '.join(silent)}" if silent else ""
     text = "; ".join(filter(None, (", ".join(said), none)))
     return text[0].upper() + text[1:] + "."
@@ -427,9 +429,9 @@ def _surface_panel(runs: Runs, joint: Part) -> Panel:
     series = []
     for size in sizes[np.unique(np.linspace(0, len(sizes) - 1, 5).round().astype(int))]:
         there = runs.params == size
-        series.append(Series(f"N = {size:.3g}", runs.tokens[there], runs.loss[there]))
+        series.append(Series(f"N = {count(size)}", runs.tokens[there], runs.loss[there]))
         if joint.member is not None:
             along = np.geomspace(runs.tokens.min(), runs.tokens.max(), 40)
             fit = KAPLAN.loss_at(joint.member.fit.values, params=np.full(40, size), tokens=along)
-            series.append(Series(f"N = {size:.3g}", along, fit, "line"))
+            series.append(Series(f"N = {count(size)}", along, fit, "line"))
     return Panel("L(N, D), equation 1.5", "D, tokens", "loss, nats a token", tuple(series), log_y=True)

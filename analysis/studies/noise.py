@@ -19,7 +19,7 @@ from analysis.replicates import TAIL, Pooled, cells, order_of, pooled
 from analysis.studies import Evidence
 from analysis.values import Estimate, RunRow
 
-TITLE = "Noise: seeds and the order of the data"
+TITLE = "How far seeds and data order move a loss"
 Z = 1.6449
 """Standard errors to each end of a 90% interval."""
 

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from scipy.stats import t as student
@@ -18,6 +19,7 @@ from scipy.stats import t as student
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.replicates import TAIL, Pooled, cells, pooled
 from analysis.studies import Evidence
+from analysis.units import count
 from analysis.values import Estimate, RunRow
 
 TITLE = "Shape at fixed size"
@@ -126,8 +128,11 @@ def study(evidence: Evidence) -> Finding:
         )
     )
     counts, counted = _counts(every, base, common, line, N)
-    worst = max(found, key=lambda name: max(point.value for _, point in found[name]))
-    most = max(point.value for _, point in found[worst])
+    most, worst = max(
+        (point.value, f"{axis.label} = {ratio:.3g}")
+        for axis in AXES
+        for ratio, point in found.get(axis.name, ())
+    )
     spared = (
         100 * math.expm1(math.log1p(most / 100) / line.alpha) if line.alpha > 0 and most > 0 else math.nan
     )
@@ -135,20 +140,35 @@ def study(evidence: Evidence) -> Finding:
         study="shape",
         title=TITLE,
         source="Kaplan et al. 2020 (arXiv 2001.08361), section 3.1, figures 5 and 6",
-        found=f"At N about {N:.2g} the worst shape tried ({worst}) loses {most:.1f}% against the base shape's L(N)"
+        found=f"At N about {count(N)} the worst shape tried ({worst}) loses {most:.1f}% against the base shape's "
+        "L(N)"
         + (f", what {spared:.0f}% more parameters would make up for. " if math.isfinite(spared) else ". ")
         + counted,
-        means=f"Within the ratios tried {_verdict(most)}.",
+        means=f"Within the ratios tried {_verdict(most, found)}.",
         numbers=(*numbers, *counts),
         chart=_chart(found, every, base, common, line, N),
         notes=_notes(noise),
     )
 
 
-def _verdict(most: float) -> str:
-    if most <= 3.0:  # Kaplan et al. 2020, figure 5: their own shapes' spread
+FLAT = 3.0
+"""% of the loss up to which shapes count as alike: Kaplan et al. 2020, figure 5, their own shapes' spread."""
+
+
+def _verdict(most: float, found: dict[str, Points]) -> str:
+    if most <= FLAT:
         return "choose a shape by what runs fast: size decides, shape hardly"
-    return "shape is not free: keep to the flat part of the curves, where size decides"
+    free = [_free(axis, found[axis.name]) for axis in AXES if axis.name in found]
+    return f"shape is not free; less than {FLAT:g}% is lost with {', '.join(filter(None, free))}"
+
+
+def _free(axis: Axis, points: Points) -> str:
+    """The widest range of ratios next to one another that lose no more than FLAT."""
+    runs = [list(own) for flat, own in groupby(points, key=lambda point: point[1].value <= FLAT) if flat]
+    if not runs:
+        return ""
+    longest = max(runs, key=len)
+    return f"{axis.label} of {longest[0][0]:.3g} to {longest[-1][0]:.3g}"
 
 
 def _near(params: float, N: float) -> bool:
@@ -259,7 +279,7 @@ def _chart(
             shapes = Series("other shapes", x, y, lo=lo, hi=hi)
             series = (Series(BASE, zero, np.zeros(2), "line"), shapes)
             series += (Series(BASE, own, np.zeros(len(own)), "star"),)
-            panels.append(Panel(axis.name, axis.label, "loss over L(N), %", series))
+            panels.append(Panel(axis.name.capitalize(), axis.label, "loss over L(N), %", series))
     sizes = np.array(sorted(cell[0].params for cell in base))
     depths = [cell for cell in every if _differs(cell[0], common) == ["depth"] and _near(cell[0].params, N)]
     series = [
@@ -271,7 +291,9 @@ def _chart(
             series.append(Series(f"N {name}", *np.array(sorted(of)).T))
     panels.append(Panel("Which N", "N, parameters", "loss, nats a token", tuple(series), log_y=True))
     return Chart(
-        "Each dot is a shape of about the same N, with its 90% interval; zero is the base shape's own curve L(N)",
+        "Each dot is a shape of about the same N, with its 90% interval; zero is the base shape's own curve L(N). "
+        "Which N: the base shape's sizes and the other depths, by either count; the right one brings them onto "
+        "one line",
         tuple(panels[:4]),
     )
 
