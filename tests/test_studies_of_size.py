@@ -204,6 +204,20 @@ def test_gpt4_never_looks_at_a_loss_that_was_not_predicted_nor_at_dearer_runs(tm
     assert number(again, "loss predicted").estimate == number(found, "loss predicted").estimate
 
 
+def test_gpt4_also_looks_at_a_tenth_where_cheap_runs_are_of_another_regime(tmp_path):
+    """Budgets up to a thousandth lie on a flatter line; those from there to a tenth on the target's own."""
+    law, bent = (lambda C: 0.7 + 40 * C**-0.12), (lambda C: 2.5 + 2 * (C / 1e8) ** -0.4)
+    rows = frontier(np.geomspace(1e8, 1e12, 17), 1e13)
+    rows = [{**row, "loss": float(law(row["flops"]) if row["flops"] > 1.1e10 else bent(row["flops"]))} for row in rows]
+    near = gpt4.study(with_measured(evidence(tmp_path, rows), law(1e13)))
+    error = abs(number(near, "error of that prediction, from 1/10").estimate.value)
+    cheap = abs(number(near, "error of that prediction, from 1/1,000").estimate.value)
+    assert error < cheap / 2
+    with_tenth = {n.what for n in near.numbers}
+    without = {n.what for n in gpt4.study(evidence(tmp_path, frontier(BUDGETS, 1e13))).numbers}
+    assert any(what.endswith("from 1/10") for what in with_tenth) and not any(w.endswith("from 1/10") for w in without)
+
+
 def test_gpt4_takes_the_best_size_of_a_budget_with_all_its_seeds(tmp_path):
     rows = frontier(BUDGETS, 1e13, sd=0.003)
     worse = [

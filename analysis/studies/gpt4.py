@@ -15,9 +15,12 @@ from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.studies import Evidence
 from analysis.units import count, power
 from analysis.values import Estimate, RunRow, Runs
+from analysis.verdict import TOO_WIDE
 
 TITLE = "The final loss from a thousandth of its compute"
-SHARES = (1e-3, 1e-4)
+NEAR, SHARES = 1e-1, (1e-3, 1e-4)
+"""The report's shares, and one that is not in it: where cheap runs mislead, it shows whether dearer ones would."""
+
 SAME_BUDGET = 0.05
 """Relative difference in C within which runs are of one budget: whole batches round a run's own. Assumption."""
 
@@ -33,7 +36,7 @@ def study(evidence: Evidence) -> Finding:
     bits = _bits(evidence, target)
     laws: dict[float, ComputeLaw] = {}
     numbers, notes = [], []
-    for share in SHARES:
+    for share in ((NEAR,) if _reaches_beyond(runs, target) else ()) + SHARES:
         name = f"1/{1 / share:,.0f}"
         try:
             cheap = along_frontier(runs.take(runs.flops <= share * target.flops * (1 + SAME_BUDGET)))
@@ -43,7 +46,7 @@ def study(evidence: Evidence) -> Finding:
                 Number(f"loss predicted from {name} of the compute", None, bits.unit, PUBLISHED, str(error))
             )
             continue
-        numbers += _numbers(laws[share], name, target, bits)
+        numbers += _numbers(laws[share], name, "" if share == NEAR else PUBLISHED, target, bits)
         if len(np.unique(cheap.params)) == 1:
             notes.append(
                 f"The runs up to {name} are all of one size, {count(cheap.params[0])} parameters: their line "
@@ -51,8 +54,8 @@ def study(evidence: Evidence) -> Finding:
             )
         if laws[share].fit.at_bound:
             notes.append(f"From {name}: {laws[share].fit.reason}.")
-    if not laws:
-        raise ValueError(f"{numbers[0].note} The run to predict has {power(target.flops)} FLOPs; runs up to "
+    if not laws.keys() & set(SHARES):
+        raise ValueError(f"{numbers[-1].note} The run to predict has {power(target.flops)} FLOPs; runs up to "
                          f"{power(SHARES[0] * target.flops)} are wanted.")  # fmt: skip
     if target.loss:
         numbers.append(
@@ -110,11 +113,17 @@ def along_frontier(runs: Runs) -> Runs:
     return runs.take(np.array(kept, dtype=np.int64))
 
 
-def _numbers(law: ComputeLaw, name: str, target: RunRow, bits: _Bits) -> list[Number]:
+def _reaches_beyond(runs: Runs, target: RunRow) -> bool:
+    """Whether runs lie between the report's dearest share and NEAR."""
+    share = runs.flops / target.flops
+    return bool(np.any((share > SHARES[0] * (1 + SAME_BUDGET)) & (share <= NEAR * (1 + SAME_BUDGET))))
+
+
+def _numbers(law: ComputeLaw, name: str, published: str, target: RunRow, bits: _Bits) -> list[Number]:
     predicted = _scaled(law.interval(target.flops), bits.factor)
     reducible = _scaled(law.reducible(target.flops), bits.factor)
     numbers = [
-        Number(f"loss predicted from {name} of the compute", predicted, bits.unit, PUBLISHED),
+        Number(f"loss predicted from {name} of the compute", predicted, bits.unit, published),
         Number(f"a of L = a·C^b + c, C of the run = 1, from {name}", reducible, bits.unit),
         Number(f"b, from {name}", law.parameter("b")),
         Number(f"c, from {name}", _scaled(law.parameter("E"), bits.factor), bits.unit),
@@ -161,18 +170,20 @@ def _means(laws: dict[float, ComputeLaw], target: RunRow) -> str:
 
 
 def _inside(law: ComputeLaw, target: RunRow) -> bool:
+    """Inside an interval that is worth something."""
     interval = law.interval(target.flops)
-    return interval.lo <= target.loss <= interval.hi
+    return interval.lo <= target.loss <= interval.hi and math.log(interval.hi / interval.lo) / 2 < TOO_WIDE
 
 
 def _chart(laws: dict[float, ComputeLaw], runs: Runs, target: RunRow, bits: _Bits) -> Chart:
     axis = np.geomspace(runs.flops.min() / target.flops, 1.0, 80)
     series = [Series("runs along the frontier", runs.flops / target.flops, runs.loss * bits.factor)]
-    for (share, law), kind in zip(laws.items(), ("line", "dashed"), strict=False):
+    for place, (share, law) in enumerate(laws.items()):
         predicted = _scaled(law.interval(target.flops), bits.factor)
         label = f"from at most 1/{1 / share:,.0f} of the compute"
+        kind = "dashed" if share == SHARES[-1] else "line"
         series.append(Series(label, axis, law.loss(axis * target.flops) * bits.factor, kind))
-        at = np.array([1.0 if kind == "line" else 1.15])
+        at = np.array([1.15**place])
         series.append(
             Series(
                 label,
