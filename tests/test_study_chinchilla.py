@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from analysis.laws import SEPARABLE
-from analysis.studies import Course, Evidence, load
+from analysis.studies import Course, Evidence, chinchilla, load
 from analysis.table import read_table
+from analysis.values import Allocation, Estimate
 from analysis_helpers import write_table
 from models.count import count_parameters
 from sweep.plan.grids import cells
@@ -118,6 +119,16 @@ def test_three_approaches_find_the_exponents(found):
     )
     assert "0.73 lies outside all of them" in found.found and "inside 3 of the 3 intervals" in found.found
     assert "Ten times the compute" in found.means and "5.4 times the parameters" in found.means
+    assert "No interval here" not in found.means
+
+
+def test_intervals_that_hold_both_papers_exponents_are_called_that():
+    def by(a, lo, hi):
+        estimate = Estimate(a, lo, hi, 0.1)
+        return Allocation(2, estimate, estimate, 1.0, 1.0, 7, "")
+
+    assert "No interval here tells the two apart" in chinchilla._means([by(0.53, -2.6, 4.1), by(0.5, 0.25, 0.86)])
+    assert "No interval here" not in chinchilla._means([by(0.53, -2.6, 4.1), by(0.5, 0.45, 0.6)])
 
 
 def test_an_arm_moves_the_exponent_by_what_its_surface_says(found):

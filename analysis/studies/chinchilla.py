@@ -330,11 +330,12 @@ def _means(had: Sequence[Allocation]) -> str:
             "intervals share no value): do not size a larger run from one of them before the report's bias "
             "of approach 2 on this very grid says which to trust."
         )
+    untold = all(item.a.lo < end.a < item.a.hi for item in had for end in (kaplan, PUBLISHED[1]))
     return (
         f"Ten times the compute is best spent on {sizes} times the parameters here, the rest on tokens; "
         f"Kaplan's law would take {10**kaplan.a:.1f} times the parameters and {10**kaplan.b:.1f} times the "
         "tokens."
-    )
+    ) + (" No interval here tells the two apart: add seeds (grid.seeds=3) or budgets before a bet." if untold else "")
 
 
 def _notes(had: Sequence[Allocation], moved: Mapping[str, Movement], evidence: Evidence) -> tuple[str, ...]:
