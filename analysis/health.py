@@ -297,9 +297,14 @@ def _undercooled(course: Course, row: RunRow) -> Iterator[HealthFinding]:
         yield _finding(row, "undercooled", says, share, FEWEST_DECAY, source, True)
 
 
+FEWEST_LINES = 3
+"""Lines of metrics that a mean is taken over at least: of single ones the lowest is a matter of chance (a branch had
+16 lines, one of which lay 16% below its end in a healthy run at cpu scale). Assumption."""
+
+
 def _thrown_back(course: Course, row: RunRow) -> Iterator[HealthFinding]:
     """Ended higher than it had been: it diverged without exploding, or a spike came too late to recover."""
-    width = max(1, len(course.loss) // 10)
+    width = max(FEWEST_LINES, len(course.loss) // 10)
     if len(course.loss) < 3 * width:
         return
     means = np.convolve(np.log(course.loss), np.full(width, 1 / width), mode="valid")

@@ -75,6 +75,15 @@ def test_where_batches_grow_the_cooldown_is_a_share_of_the_tokens(tmp_path, powe
     assert len(found(tmp_path, lines)) == findings
 
 
+def test_one_lucky_line_of_a_short_branch_is_no_low_that_it_was_thrown_back_from(tmp_path):
+    """The lines of a healthy branch at cpu scale: N=143,424, C=5e11, batches of one and two sequences."""
+    losses = [1.865, 1.871, 1.822, 1.745, 1.728, 1.746, 1.684, 1.762, 1.724, 1.751, 1.79, 1.776, 1.524, 1.676, 1.661, 1.773]
+    branch = course(first=1680)
+    assert len(branch) == len(losses)
+    lines = [{**line, "loss": loss} for line, loss in zip(branch, losses, strict=True)]
+    assert "diverged" not in {finding.kind for finding in found(tmp_path, lines)}
+
+
 def test_a_gradient_that_spikes_alone_is_an_odd_batch(tmp_path):
     assert found(tmp_path, spiked(course(), 60, 30.0, "grad_norm")) == []
 
