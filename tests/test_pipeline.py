@@ -160,7 +160,7 @@ def test_branches_are_the_runs_that_were_never_branched(corpus, undisturbed, tmp
     reference, cache, _ = undisturbed
     out = tmp_path / "independent"
     unbranched = [
-        "schedule=independent", "optim.follows=size", "grid.target.flops=null",
+        "schedule=independent", "optim.follows=size", "grid.target.flops=null", "optim.lr=0.004",
     ]  # fmt: skip
     assert sweep(corpus, cache, out, *unbranched).returncode == 0
     branched = [row | {"parent": ""} for row in rows(reference) if row["role"] == "fit"]

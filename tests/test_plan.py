@@ -88,7 +88,7 @@ def test_on_a_trunk_rate_batch_decay_and_warmup_follow_the_size_alone(compose):
     assert (short.optim, short.batch) == (long.optim, long.batch)
     assert short.schedule.warmup_steps == long.schedule.warmup_steps
     followed = 25 * count_parameters(wide.shape).non_embedding
-    own = compose(*ISOFLOP, "schedule=independent")
+    own = compose(*ISOFLOP, "schedule=independent", f"optim.lr={config.optim.lr}")
     alone = plan([cell(own, followed, 96)], PLENTY)[0].spec  # as an independent run of so many tokens
     assert wide.optim.lr == pytest.approx(alone.optim.lr)
     warmup = wide.tokens_after(wide.schedule.warmup_steps)
