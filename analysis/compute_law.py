@@ -53,6 +53,11 @@ class ComputeLaw:
         return estimate(float(self.loss(flops)) - self.fit.values["E"], drawn)
 
 
+def half_width(said: Estimate) -> float:
+    """Half of a loss's interval, in log loss: what TOO_WIDE and WIDE of analysis/verdict.py are held against."""
+    return float(np.log(said.hi / said.lo)) / 2
+
+
 def fit_compute(runs: Runs) -> ComputeLaw:
     """Raises ValueError: fewer than four distinct costs, a fit that has not converged, or a loss that does not
     fall with compute, so that there is no such law."""

@@ -358,6 +358,7 @@ def lines(study: RateStudy) -> tuple[str, ...]:
 
 
 def several_batches(study: RateStudy) -> bool:
+    """Whether the batch is worth telling: its curves are of more than one."""
     return len({curve.batch_tokens for curve in study.curves}) > 1
 
 

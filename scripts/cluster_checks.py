@@ -83,10 +83,12 @@ class SweepProcess:
             raise Failed(f"the sweep ended with status {status}:\n{self.said()[-3000:]}")
 
     def wait_for(self, condition: Callable[[], object], what: str) -> None:
-        """Raises TooLate where the sweep ends before `condition` is true, Failed where it takes too long."""
+        """Raises TooLate where the sweep ends well before `condition` is true, Failed where it ends otherwise or takes
+        too long."""
         wait_for(lambda: self.process.poll() is not None or condition(), what)
         if not condition():
-            raise TooLate(f"the sweep ended before {what}:\n{self.said()[-3000:]}")
+            kind = Failed if self.process.returncode else TooLate
+            raise kind(f"the sweep ended before {what}:\n{self.said()[-3000:]}")
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from analysis.compute_law import ComputeLaw, fit_compute
+from analysis.compute_law import ComputeLaw, fit_compute, half_width
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.studies import Evidence
 from analysis.units import count, power
@@ -172,7 +172,7 @@ def _means(laws: dict[float, ComputeLaw], target: RunRow) -> str:
 def _inside(law: ComputeLaw, target: RunRow) -> bool:
     """Inside an interval that is worth something."""
     interval = law.interval(target.flops)
-    return interval.lo <= target.loss <= interval.hi and math.log(interval.hi / interval.lo) / 2 < TOO_WIDE
+    return interval.lo <= target.loss <= interval.hi and half_width(interval) <= TOO_WIDE
 
 
 def _chart(laws: dict[float, ComputeLaw], runs: Runs, target: RunRow, bits: _Bits) -> Chart:

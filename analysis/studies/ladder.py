@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 
 import numpy as np
 
-from analysis.compute_law import ComputeLaw, fit_compute
+from analysis.compute_law import ComputeLaw, fit_compute, half_width
 from analysis.finding import Chart, Finding, Number, Panel, Series
 from analysis.studies import Evidence
 from analysis.units import count
@@ -64,15 +64,15 @@ def study(evidence: Evidence) -> Finding:
 
 
 def predict_star(runs: Runs, target: Target, digest: str) -> Prediction:
-    """What the ladder's own law says of `target`, where its rungs are too few for a law of N and D.
+    """What the ladder's own law says of `target`, nats a token, where its rungs are too few for a law of N and D.
 
-    Never better than weakly supported: rungs of one token count do not tell size from data.
+    By L(C) = E + a·C^b at target.flops (module's sources); `digest` is the table's. Never better than weakly supported: rungs of one token count do not tell size from data.
     Raises ValueError as `study`.
     """
     rungs, tokens = _ladder(runs)
     law = fit_compute(rungs)
     said, reach = law.interval(target.flops), float(target.flops / rungs.flops.max())
-    half = math.log(said.hi / said.lo) / 2
+    half = half_width(said)
     reasons = [f"L(C) = E + a·C^b through {len(rungs)} rungs of one token count does not tell size from data"]
     if reach > TOO_FAR:
         reasons.insert(0, f"the target costs {reach:.3g}x the dearest rung; beyond 100x nothing was tested")
@@ -144,7 +144,7 @@ def _means(law: ComputeLaw, measured: list[RunRow]) -> str:
     if not measured:
         return "Nothing has tested the star yet; until a run has, take its interval and not its middle."
     said = [law.interval(row.flops) for row in measured]
-    if any(one.hi / one.lo > math.exp(2 * TOO_WIDE) for one in said):
+    if any(half_width(one) > TOO_WIDE for one in said):
         return (
             "The interval is too wide to bet on: the rungs bend too little to show where the loss ends. Add dearer rungs, "
             "or vary the tokens too (+grid=isoflop)."
