@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from sweep.execute.progress import progress_for
 from sweep.execute.reuse import reusable, take_over
 from sweep.files import RunFolder, SweepFolder
 from sweep.hardware import Hardware, has_muon
-from sweep.places import THREADS, executor_for, hardware_for, is_remote
+from sweep.places import THREADS, executor_for, hardware_for, is_remote, lone_gain, ranks_of
 from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure, shards
 from sweep.plan.grids import Cell, cells, extensions, provisional_target_params, target_cell, tokens_needed
 from sweep.plan.order import makespan, parent_id
@@ -117,7 +118,7 @@ class Sweep:
             self.folder,
             runs,
             self.place,
-            self.execution,
+            partial(self.execution, alone=len(runs) == 1),
             plan=self.runs,
             retries=executor.retries,
             hang_seconds=None if executor.hang_minutes is None else 60 * executor.hang_minutes,
@@ -126,9 +127,8 @@ class Sweep:
         )
         self.outcomes |= {outcome.run_id: outcome for outcome in outcomes}
 
-    def execution(self, planned: PlannedRun) -> dict[str, Any]:
-        """How this run runs: the Execution of sweep/train/train.py. One thread each, a lone target too:
-        two threads that share their cores with anything else wait for each other at every operation."""
+    def execution(self, planned: PlannedRun, alone: bool = False) -> dict[str, Any]:
+        """How this run runs, `alone` or beside others: the Execution of sweep/train/train.py."""
         executor = self.config.executor
         return {
             "device": self.hardware.device,
@@ -142,7 +142,7 @@ class Sweep:
             "compile": executor.compile,
             "compile_mode": executor.compile_mode,
             "parent": parent_id(planned),
-            "ranks": executor.ranks,
+            "ranks": ranks_of(self.config, self.hardware, planned.spec, alone),
             "shard": executor.shard,
         }
 
@@ -346,6 +346,9 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
         costs = {
             run.run_id: run_cost(run, measured, executor.evaluations, shared_by(run, hardware, executor)) for run in left
         }
+        if len(target) == 1 and (cost := costs.get(target[0].run_id)):
+            gain = lone_gain(config, hardware, target[0].spec)
+            costs[target[0].run_id] = dataclasses.replace(cost, seconds=cost.seconds / gain)
     out.print(plan_table([*sweep.runs, *target], costs, done))
     each = {run_id: cost.seconds for run_id, cost in costs.items()}
     seconds = makespan(sweep.runs, each, hardware.slots) + makespan(target, each, 1)

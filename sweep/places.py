@@ -8,9 +8,33 @@ from sweep.execute.executor import Executor
 from sweep.files import SweepFolder
 from sweep.hardware import Hardware, find_hardware
 from sweep.plan.schema import SweepConfig
+from sweep.plan.spec import RunSpec
 
 THREADS = 1
 """Of each worker, everywhere: the order of a sum depends on it, and so the loss in its last digits."""
+
+
+LEAST_SHARE = 2
+"""Sequences of a run's largest batch for each of several cores. Assumption: with fewer, their meetings cost what
+they save."""
+SHARED_GAIN = 0.6
+"""What each core but the first adds to a run's speed, over what it does alone: measured on two cores
+(benchmarks/ranks_cpu.txt), and an assumption for more."""
+
+
+def ranks_of(config: SweepConfig, hardware: Hardware, spec: RunSpec, alone: bool) -> int:
+    """Processes that share the batches of a run: one on each of its GPUs; on this machine's CPU one, and several
+    for a run that no other runs beside, since the cores would have nothing to do."""
+    if not alone or hardware.device != "cpu" or is_remote(config) or config.executor.compile:
+        return config.executor.ranks
+    return max(1, min(hardware.slots, spec.most_sequences // LEAST_SHARE))
+
+
+def lone_gain(config: SweepConfig, hardware: Hardware, spec: RunSpec) -> float:
+    """How many times as fast a run is alone as beside others."""
+    if hardware.device != "cpu":
+        return 1.0
+    return 1 + SHARED_GAIN * (ranks_of(config, hardware, spec, alone=True) - 1)
 
 
 def cores_per_run(gpus: float) -> int:

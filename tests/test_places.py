@@ -9,8 +9,8 @@ import pytest
 
 from sweep.execute.local import LocalExecutor
 from sweep.files import SweepFolder
-from sweep.hardware import find_hardware
-from sweep.places import cores_per_run, executor_for, hardware_for, is_remote
+from sweep.hardware import Hardware, find_hardware
+from sweep.places import cores_per_run, executor_for, hardware_for, is_remote, lone_gain, ranks_of
 from sweep.plan.schema import ConfigError, LocalExecutorConfig, RayExecutorConfig, SlurmExecutorConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,3 +130,16 @@ def test_a_missing_package_is_named_before_anything_starts(place, package, tmp_p
     )  # fmt: skip
     assert done.returncode == 2 and f"pip install 'scaling-sweep[{place}]'" in done.stderr, done.stderr
     assert "Nothing was launched" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_only_a_lone_run_takes_the_cores_that_would_idle(compose, tiny_spec):
+    """And no more of them than its batches go round; on a GPU, and elsewhere, what was asked for."""
+    here, six = Hardware("cpu", 4, 2**34, ""), tiny_spec(batch_sequences=6)
+    plain, elsewhere = compose(*CPU), compose(*CPU, "executor=slurm")
+    assert ranks_of(plain, here, six, alone=False) == 1
+    assert ranks_of(plain, here, six, alone=True) == 3
+    assert ranks_of(plain, Hardware("cpu", 2, 2**34, ""), six, alone=True) == 2
+    assert ranks_of(plain, here, tiny_spec(batch_sequences=1), alone=True) == 1
+    assert ranks_of(elsewhere, here, six, alone=True) == 1
+    assert ranks_of(compose(*CPU, "executor.compile=true"), here, six, alone=True) == 1
+    assert lone_gain(plain, here, six) > 1 == lone_gain(plain, Hardware("cuda", 4, 2**34, ""), six)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from sweep.train import distributed, measure
 from sweep.train import train as module
 from sweep.train.checkpoint import HEADER_BYTES
 from sweep.train.ranks import RankLost, train_on_ranks
+from sweep.train.shared_memory import SharedMemory
 from sweep.train.train import Execution, Learner, Stopped, train
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the ranks in Linux's /proc")
@@ -321,3 +324,44 @@ def test_the_ranks_blocks_are_all_blocks_in_order(monkeypatch):
 
 def test_a_lost_rank_says_which_and_how():
     assert "rank 3 was lost (exit status -9)" in str(RankLost(3, -9)) and RankLost(3, -9).status == -9
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_average_and_agree_through_shared_memory(ranks, monkeypatch):
+    """In parts and whole, many times over, each rank at a pace of its own, between meeting and reading too."""
+    parameters, updates = 11, 60
+    shared = SharedMemory(ranks, parameters)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(updates, ranks, parameters, generator=generator)
+    flags = torch.rand(updates, ranks, 2, generator=generator) < 0.2
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+                draw, meet = random.Random(rank), shared._meet
+                shared._meet = lambda: (meet(), time.sleep(draw.choice((0, 0, 0.004))))
+                for update in range(updates):
+                    gradients = drawn[update, rank].clone()
+                    for part in gradients.split(4 if update % 7 == 0 else parameters):
+                        shared.average(part)
+                    torch.testing.assert_close(gradients, drawn[update].mean(0))
+                for update in range(updates):
+                    said = tuple(flags[update, rank].tolist())
+                    assert shared.agreed(*said) == tuple(flags[update].any(0).tolist())
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    statuses = {}
+    while len(statuses) < ranks:
+        for child in set(children) - statuses.keys():
+            if any(statuses.values()):  # for one that has failed, the others would wait
+                os.kill(child, signal.SIGKILL)
+            ended, status = os.waitpid(child, 0 if any(statuses.values()) else os.WNOHANG)
+            if ended:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    assert list(statuses.values()) == [0] * ranks

@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from models.decoder import Decoder
 from sweep.plan.cost import shards
 from sweep.plan.spec import RunSpec
+from sweep.train.shared_memory import SharedMemory
+
+shared_memory: SharedMemory | None = None
+"""That of a CPU's ranks; like the process group, one a process."""
 
 
 def ranks() -> int:
@@ -35,13 +39,15 @@ def agreed(*flags: bool) -> tuple[bool, ...]:
     """Each flag as true where any rank has it so. Every rank must ask at the same points of its work."""
     if ranks() == 1:
         return flags
+    if shared_memory is not None:
+        return shared_memory.agreed(*flags)
     said = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(said, op=dist.ReduceOp.MAX)
     return tuple(bool(flag) for flag in said.tolist())
 
 
 def mean(value: Tensor) -> Tensor:
-    """The ranks' mean of a scalar."""
+    """The ranks' mean of each number; `value` is written over."""
     if ranks() == 1:
         return value
     dist.all_reduce(value)
@@ -97,9 +103,12 @@ def spread(model: Decoder, spec: RunSpec, shard: bool | None, device: torch.devi
     if shards(spec, ranks(), shard, device_memory(device)) == 1:
         # the new name came with torch 2.13, and the old one is what earlier ones know
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        return nn.parallel.DistributedDataParallel(
+        parallel = nn.parallel.DistributedDataParallel(
             model.to(device), broadcast_buffers=False, gradient_as_bucket_view=True
         )
+        if shared_memory is not None:
+            parallel.register_comm_hook(None, shared_memory.hook)
+        return parallel
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

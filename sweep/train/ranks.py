@@ -26,10 +26,13 @@ from typing import NoReturn, Protocol
 import torch
 import torch.distributed as dist
 
+from models.count import count_parameters
 from sweep.files import RunFolder
 from sweep.plan.spec import RunSpec
+from sweep.train import distributed
 from sweep.train.out_of_memory import MicroBatch, is_out_of_memory
 from sweep.train.result import RunResult
+from sweep.train.shared_memory import SharedMemory
 from sweep.train.train import Execution, Stopped, train
 
 LOOK_SECONDS = 0.2  # assumption: how late a request to stop may be passed on; an update takes as long
@@ -76,6 +79,8 @@ def _try(spec: RunSpec, execution: Execution, folder: RunFolder, stop: StopReque
     launcher = os.getpid()
     processes: list[int] = []
     pipes: list[Connection] = []
+    if execution.device == "cpu":
+        distributed.shared_memory = SharedMemory(execution.ranks, count_parameters(spec.shape).total)
     with tempfile.TemporaryDirectory() as meeting:
         try:
             for rank in range(execution.ranks):

@@ -81,8 +81,8 @@ class Learner:
     micro_batch: MicroBatch
 
     def update(self, step: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """One update on int64[batch, T + 1]; returns the mean loss and the gradient's norm
-        before clipping, both float32 scalars left on the device."""
+        """One update on int64[batch, T + 1]; returns the mean loss, on a rank such that the ranks' mean is the
+        batch's, and the gradient's norm before clipping, both float32 scalars left on the device."""
         factor = rate_factor(self.spec.schedule, step, self.spec.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.spec.optim.lr * factor * group["rate"]
@@ -99,7 +99,7 @@ class Learner:
         norm = distributed.full(nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.optim.clip))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return distributed.mean(loss), norm
+        return loss, norm
 
     def _gradients(self, tokens: Tensor) -> Tensor:
         """Leave the gradient of the mean loss in the parameters; returns that loss, detached."""
@@ -168,7 +168,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
         if state.step in noise_at:
             metrics.noise(state, measure_noise(learner.model, batches, state.step, learner.autocast))
         if state.step % execution.log_every == 0 or state.step == spec.steps or state.step in evaluate_at:
-            window = torch.stack(losses).tolist()
+            window = distributed.mean(torch.stack(losses)).tolist()
             losses.clear()
             state.seconds = before + time.monotonic() - started
             mean = sum(window) / len(window)
@@ -182,7 +182,7 @@ def train(spec: RunSpec, execution: Execution, folder: RunFolder, should_stop: C
         stop, is_due = distributed.agreed(should_stop(), is_due)
         if state.step < spec.steps and (stop or is_due):
             state.seconds = before + time.monotonic() - started
-            state.window = torch.stack(losses).tolist() if losses else []
+            state.window = distributed.mean(torch.stack(losses)).tolist() if losses else []
             save(state=state)
             saved = time.monotonic()
             if stop:
