@@ -517,6 +517,8 @@ def test_unbracketed_budgets_and_unsolved_parabolas_are_drawn_without_an_optimum
         (words.count(42), "42"),
         (words.count(3e15), "3.0e15"),
         (words.count(None), "–"),
+        (words.interval(-9.881e-14, 2.5), "[0, 2.5]"),
+        (words.interval(-1e-3, 2.5), "[-0.001, 2.5]"),
         (words.flops(1.2e12), "1.2e12"),
         (words.flops(9.96e12), "1.0e13"),
         (words.loss_with_error(2.10341, 0.00124), "2.1034 ± 0.0012"),

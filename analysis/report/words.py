@@ -72,9 +72,10 @@ def number(value: float | None) -> str:
 
 
 def interval(lo: float | None, hi: float | None, say: Callable[[float], str] = number) -> str:
-    """ "[0.46, 0.53]", or a dash where an end is missing."""
+    """ "[0.46, 0.53]", or a dash where an end is missing. An end that only rounding keeps from zero is zero."""
     if not _finite(lo) or not _finite(hi):
         return NONE
+    lo, hi = (0.0 if abs(end) < 1e-12 * max(abs(lo), abs(hi)) else end for end in (lo, hi))
     return f"[{say(lo)}, {say(hi)}]"
 
 

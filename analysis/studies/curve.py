@@ -86,12 +86,12 @@ def study(evidence: Evidence) -> Finding:
     numbers += _error_numbers(tests) + _stop_numbers(main, stops)
     usable = [s for s in range(len(SHARES)) if np.isfinite(rms[AREA.name][s])]
     first, last = usable[0], usable[-1]
+    told = {s: int(np.isfinite(main.errors[:, s]).sum()) for s in (first, last)}
     found = (
-        f"The final loss of {len(main.runs)} runs is predicted to {100 * rms[AREA.name][first]:.1f}% from "
-        "the first "
-        f"{SHARES[first]:.0%} and to {100 * rms[AREA.name][last]:.1f}% from the first {SHARES[last]:.0%} of "
-        "each; their sizes and "
-        f"tokens alone give {100 * unseen:.1f}%; {len(stops)} could have been stopped on the way."
+        f"From the first {SHARES[first]:.0%} of a run its final loss is predicted to {100 * rms[AREA.name][first]:.1f}% "
+        f"({told[first]} of {len(main.runs)} runs), from the first {SHARES[last]:.0%} to {100 * rms[AREA.name][last]:.1f}% "
+        f"({told[last]}); their sizes and tokens alone give {100 * unseen:.1f}%; {len(stops)} could have been stopped "
+        "on the way."
     )
     return Finding(
         "curve",

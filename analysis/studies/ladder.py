@@ -75,7 +75,7 @@ def predict_star(runs: Runs, target: Target, digest: str) -> Prediction:
     half = half_width(said)
     reasons = [f"L(C) = E + a·C^b through {len(rungs)} rungs of one token count does not tell size from data"]
     if reach > TOO_FAR:
-        reasons.insert(0, f"the target costs {reach:.3g}x the dearest rung; beyond 100x nothing was tested")
+        reasons.insert(0, f"the target costs {reach:,.0f}x the dearest rung; beyond 100x nothing was tested")
     if half > WIDE:
         bet = ": nothing to bet on" if half > TOO_WIDE else ""
         reasons.insert(0, f"the 90% interval is ±{100 * half:.0f}% of the loss{bet}")
