@@ -116,9 +116,10 @@ def _eps_factor(name: str, shape: DecoderShape, base_width: int, base_depth: int
     return base_width / shape.d_model * in_block
 
 
-def initialise(model: Decoder, param: str, base_width: int, seed: int) -> None:
+def initialise(model: Decoder, param: str, base_width: int, seed: int, embedding_mean: float = 0.0) -> None:
     """Fill every parameter in place, float32 on the CPU, from `seed` alone. Depth plays no part in
-    "completep": its multiplier does what GPT-2's 1/sqrt(2·n_layer) does in "sp"."""
+    "completep": its multiplier does what GPT-2's 1/sqrt(2·n_layer) does in "sp". The entries of an untied input
+    embedding have the mean `embedding_mean`, in units of their standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -128,7 +129,8 @@ def initialise(model: Decoder, param: str, base_width: int, seed: int) -> None:
             elif rule.std == 0.0:
                 tensor.zero_()
             else:
-                tensor.normal_(0.0, rule.std, generator=generator)
+                mean = embedding_mean if name == "embedding.weight" and not model.shape.tied else 0.0
+                tensor.normal_(0.0, 1.0, generator=generator).add_(mean).mul_(rule.std)
 
 
 def parameter_groups(

@@ -31,9 +31,9 @@ def decoder_shape(width: int, n_layer: int = 2, *, tied: bool = False, n_head: i
     return DecoderShape(n_layer, width, n_head or width // 16, 2 * width, VOCAB, 16, tied=tied)
 
 
-def initialised(shape: DecoderShape, param: str, seed: int = 0) -> Decoder:
+def initialised(shape: DecoderShape, param: str, seed: int = 0, embedding_mean: float = 0.0) -> Decoder:
     model = build_decoder(shape, param, BASE, BASE_DEPTH)
-    initialise(model, param, BASE, seed)
+    initialise(model, param, BASE, seed, embedding_mean)
     return model
 
 
@@ -107,6 +107,19 @@ def test_tensors_are_drawn_as_their_rule_says(param):
 def test_an_unknown_parametrisation_is_refused():
     with pytest.raises(ValueError, match="param='ntk' is none of mup, completep, sp"):
         initialised(decoder_shape(32), "ntk")
+
+
+@pytest.mark.parametrize("param", PARAMETRISATIONS)
+def test_a_mean_of_the_embedding_shifts_it_by_so_many_of_its_deviations_and_nothing_else(param):
+    for tied in (False, True):
+        plain, shifted = (build_decoder(decoder_shape(32, tied=tied), param, BASE, BASE_DEPTH) for _ in range(2))
+        initialise(plain, param, BASE, seed=3)
+        initialise(shifted, param, BASE, seed=3, embedding_mean=0.8)
+        for (name, before), after in zip(plain.named_parameters(), shifted.parameters()):
+            moved = 0.8 * 0.02 if param == "sp" else 0.8
+            if name != "embedding.weight" or tied:
+                moved = 0.0
+            torch.testing.assert_close(after - before, torch.full_like(before, moved), atol=1e-6, rtol=0)
 
 
 def test_initialisation_is_the_seed_s_alone():
@@ -199,10 +212,12 @@ class Task:
         return torch.cat(tokens, dim=1)
 
 
-def sizes_by_step(shape: DecoderShape, param: str, seed: int, steps: int, batch: int, kind: str) -> np.ndarray:
+def sizes_by_step(
+    shape: DecoderShape, param: str, seed: int, steps: int, batch: int, kind: str, embedding_mean: float
+) -> np.ndarray:
     """After each update: rms of the logits, of the last residual, and of what either changed by in it,
     float64[step, 4], on tokens that are not trained on."""
-    model = initialised(shape, param, seed)
+    model = initialised(shape, param, seed, embedding_mean)
     optimizer = build_optimizer(model, optim_spec(param, kind))
     task, residual = Task(seed, batch), []
     model.norm.register_forward_pre_hook(lambda module, inputs: residual.append(inputs[0].detach()))
@@ -224,13 +239,13 @@ def sizes_by_step(shape: DecoderShape, param: str, seed: int, steps: int, batch:
 
 
 def slopes(
-    shapes: dict[int, DecoderShape], param: str, *, seeds=1, steps=10, batch=4, kind="adamw"
+    shapes: dict[int, DecoderShape], param: str, *, seeds=1, steps=10, batch=4, kind="adamw", embedding_mean=0.0
 ) -> np.ndarray:
     """Log-log slope in the key of `shapes` of logits, residual and their changes, geometric mean over
     seeds and steps: float64[4]. The first step is left out: while the head is zero no gradient
     reaches the residual stream."""
     sizes = [
-        [sizes_by_step(shape, param, seed, steps, batch, kind)[1:] for seed in range(seeds)]
+        [sizes_by_step(shape, param, seed, steps, batch, kind, embedding_mean)[1:] for seed in range(seeds)]
         for shape in shapes.values()
     ]
     return np.polyfit(np.log(list(shapes)), np.log(sizes).mean(axis=(1, 2)), 1)[0]
@@ -248,8 +263,9 @@ NARROWER = {width: decoder_shape(width) for width in (32, 64, 128, 256)}
 DEPTHS = {n_layer: decoder_shape(32, n_layer) for n_layer in (2, 4, 8, 16)}
 
 
-def test_under_mup_activations_and_updates_are_of_one_size_from_width_64_to_1024():
-    assert np.all(np.abs(slopes(WIDTHS, "mup")) < FLAT)
+@pytest.mark.parametrize("embedding_mean", [0.0, 0.8])
+def test_under_mup_activations_and_updates_are_of_one_size_from_width_64_to_1024(embedding_mean):
+    assert np.all(np.abs(slopes(WIDTHS, "mup", embedding_mean=embedding_mean)) < FLAT)
 
 
 def test_under_sp_they_grow_with_the_width():

@@ -45,7 +45,7 @@ POSITIVE = (
     "executor.slots executor.per_device executor.checkpoint_seconds executor.log_every executor.hang_minutes "
     "executor.memory_gb executor.time executor.checkpoint_minutes executor.poll_seconds"
 ).split()
-NOT_NEGATIVE = "seed order_seed optim.weight_decay grid.extensions executor.retries executor.evaluations executor.noise_scales executor.gpus_per_run".split()
+NOT_NEGATIVE = "seed order_seed optim.weight_decay optim.embedding_mean grid.extensions executor.retries executor.evaluations executor.noise_scales executor.gpus_per_run".split()
 FRACTIONS = (
     "data.heldout_fraction schedule.warmup_fraction schedule.decay_fraction schedule.final optim.beta1 optim.beta2 "
     "optim.momentum"

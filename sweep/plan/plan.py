@@ -95,7 +95,7 @@ def notes(cells: Sequence[Cell]) -> list[str]:
         if rules.UNUSED[rule]:
             said.append(f"optim.rule={rule} does not use {', '.join(sorted(rules.UNUSED[rule]))}")
         if theirs[0].config.model.tied:
-            said.append("model.tied=true: the embedding is the head too, and optim.embedding_rate is not used")
+            said.append("model.tied=true: the embedding is the head too, and optim.embedding_rate and embedding_mean are not used")
         seen = [(cell.params, rules.followed_tokens(cell.config.optim, cell.params, cell.tokens)) for cell in theirs]
         beyond = [why for params, tokens in seen if (why := rules.outside(rule, params, tokens))]
         if beyond:
@@ -132,6 +132,7 @@ def _optim_spec(config: SweepConfig, recipe: Recipe, steps: int) -> OptimSpec:
         base_depth=optim.base_depth if config.param == "completep" else None,
         momentum=optim.momentum,
         embedding_rate=1.0 if config.model.tied else optim.embedding_rate,
+        embedding_mean=0.0 if config.model.tied else optim.embedding_mean,
     )
 
 

@@ -34,6 +34,7 @@ class ScaleConfig:
     lr: float
     trunk_lr: float
     embedding_rate: float
+    embedding_mean: float
     lr_at_tokens: float
     lr_exponent: float
     beta2: float
@@ -130,6 +131,7 @@ class OptimConfig:
     base_width: int  # where the rate is what it says; param=mup and completep
     base_depth: int  # likewise, in layers; param=completep
     embedding_rate: float  # factor on the rate of an untied input embedding
+    embedding_mean: float  # their mean at the start, in standard deviations
     lr_at_tokens: float
     lr_exponent: float
     batch_tokens: int

@@ -32,7 +32,8 @@ class OptimSpec:
     """`lr` is the peak rate at `base_width`; `param` ("mup", "completep" or "sp") says how it and the
     initialisation transfer to this run's shape (models/transfer.py). `kind` is "adamw", or "muon" for
     the matrices in the layers with AdamW for the rest. `base_depth` is completep's alone, in layers,
-    and `momentum` muon's; else None. `embedding_rate` is a factor on the rate of an untied input embedding."""
+    and `momentum` muon's; else None. `embedding_rate` is a factor on the rate of an untied input embedding,
+    `embedding_mean` the mean that its entries start with, in units of their standard deviation."""
 
     param: str
     lr: float
@@ -46,6 +47,7 @@ class OptimSpec:
     base_depth: int | None = None
     momentum: float | None = None
     embedding_rate: float = 1.0
+    embedding_mean: float = 0.0
 
 
 @dataclass(frozen=True)

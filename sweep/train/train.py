@@ -117,7 +117,7 @@ def build_learner(spec: RunSpec, execution: Execution) -> Learner:
     """A freshly initialised learner on the run's device."""
     optim, device = spec.optim, torch.device(execution.device)
     model = build_decoder(spec.shape, optim.param, optim.base_width, optim.base_depth)
-    initialise(model, optim.param, optim.base_width, spec.seed)
+    initialise(model, optim.param, optim.base_width, spec.seed, optim.embedding_mean)
     forward = distributed.spread(model, spec, execution.shard, device)
     optimizer = build_optimizer(model, optim)
     autocast = (
