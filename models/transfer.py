@@ -17,6 +17,10 @@ Constant factors on the rate of one kind of tensor leave all of this as it is, a
 width (Everett et al. 2024, arXiv 2407.05872, section 4.3). The one here is the input embedding's: a row of it gets a
 gradient only where its token stands, and starts far larger than its updates.
 
+Nothing here has a bias. A mean of the input embedding at the start is one: a direction that all tokens share, by which
+heads can attend to a position whatever stands there. It is spread over all coordinates, so that what a matrix learns of
+it moves the output as fast at every width; in one coordinate the same would fade in proportion to 1/width.
+
 "sp", the standard parametrisation, is GPT-2's: one rate for all, normal(0, 0.02), and projections
 into the residual stream scaled by 1/sqrt(2·n_layer).
 
