@@ -52,7 +52,7 @@ def test_every_single_field_is_in_the_run_s_id(tiny_spec):
     for path, old in leaves(spec):
         assert changed(path, old) != old
         ids[path] = replaced(spec, path, changed(path, old)).run_id
-    assert len(ids) == 1 + 9 + 2 + 12 + 5 + 7
+    assert len(ids) == 1 + 9 + 2 + 13 + 5 + 7
     assert len(set(ids.values())) == len(ids)
 
 
