@@ -17,9 +17,9 @@ THREADS = 1
 LEAST_SHARE = 2
 """Sequences of a run's largest batch for each of several cores. Assumption: with fewer, their meetings cost what
 they save."""
-SHARED_GAIN = 0.6
-"""What each core but the first adds to a run's speed, over what it does alone: measured on two cores
-(benchmarks/ranks_cpu.txt), and an assumption for more."""
+SHARED_GAIN = 0.45
+"""What each core but the first adds to a run's speed, over what it does alone: between the 0.32 and 0.64 that two
+machines of two cores came to (benchmarks/ranks_cpu.txt), and an assumption for more."""
 
 
 def ranks_of(config: SweepConfig, hardware: Hardware, spec: RunSpec, alone: bool) -> int:
