@@ -118,7 +118,7 @@ class Sweep:
             self.folder,
             runs,
             self.place,
-            partial(self.execution, alone=len(runs) == 1),
+            partial(self.execution, alone=len(runs) == 1 and runs[0].role == "holdout"),
             plan=self.runs,
             retries=executor.retries,
             hang_seconds=None if executor.hang_minutes is None else 60 * executor.hang_minutes,
@@ -128,7 +128,8 @@ class Sweep:
         self.outcomes |= {outcome.run_id: outcome for outcome in outcomes}
 
     def execution(self, planned: PlannedRun, alone: bool = False) -> dict[str, Any]:
-        """How this run runs, `alone` or beside others: the Execution of sweep/train/train.py."""
+        """How this run runs: the Execution of sweep/train/train.py. A target that runs `alone` may be shared by
+        several processes; what laws are fitted to may not, whatever runs beside it, and is the same to the last bit."""
         executor = self.config.executor
         return {
             "device": self.hardware.device,
