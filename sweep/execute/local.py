@@ -25,8 +25,8 @@ class LocalExecutor:
         per_device: runs on each GPU; 1 on "cpu", where `slots` says it.
         gpus_per_run: GPUs that a worker sees; per_device is 1 where they are several.
         threads: OpenMP and MKL threads of each worker. The order of a sum depends on it, and so the
-            loss in its last digits: it never follows from the number of slots. (How many processes a lone
-            run is shared by does, sweep/places.py, and differs by rounding.)
+            loss in its last digits: it never follows from the number of slots. (How many processes share a
+            lone target does, sweep/places.py.)
         worker_command: what the run's folder is appended to; None: workers are forked from a process
             that has imported what they need (sweep/execute/forking.py).
     Raises:
