@@ -123,7 +123,11 @@ def _eps_factor(name: str, shape: DecoderShape, base_width: int, base_depth: int
 def initialise(model: Decoder, param: str, base_width: int, seed: int, embedding_mean: float = 0.0) -> None:
     """Fill every parameter in place, float32 on the CPU, from `seed` alone. Depth plays no part in
     "completep": its multiplier does what GPT-2's 1/sqrt(2·n_layer) does in "sp". The entries of an untied input
-    embedding have the mean `embedding_mean`, in units of their standard deviation."""
+    embedding have the mean `embedding_mean`, in units of their standard deviation (no paper: README, design notes, says
+    what was measured).
+
+    Raises ValueError for an unknown parametrisation.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.named_parameters():

@@ -24,14 +24,14 @@ machines of two cores came to (benchmarks/ranks_cpu.txt), and an assumption for 
 
 def ranks_of(config: SweepConfig, hardware: Hardware, spec: RunSpec, alone: bool) -> int:
     """Processes that share the batches of a run: one on each of its GPUs; on this machine's CPU one, and several
-    for a run that no other runs beside, since the cores would have nothing to do."""
+    for a target that no run runs beside (`alone`), since the cores would have nothing to do."""
     if not alone or hardware.device != "cpu" or is_remote(config) or config.executor.compile:
         return config.executor.ranks
     return max(1, min(hardware.slots, spec.most_sequences // LEAST_SHARE))
 
 
 def lone_gain(config: SweepConfig, hardware: Hardware, spec: RunSpec) -> float:
-    """How many times as fast a run is alone as beside others."""
+    """How many times as fast a lone target is as a run beside others."""
     if hardware.device != "cpu":
         return 1.0
     return 1 + SHARED_GAIN * (ranks_of(config, hardware, spec, alone=True) - 1)

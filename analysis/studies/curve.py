@@ -62,6 +62,10 @@ class Tests:
     def predicted(self, i: int, s: int) -> float:
         return self.runs[i].final * math.exp(self.errors[i, s])
 
+    def told(self, s: int) -> int:
+        """How many runs could be predicted from share `s`."""
+        return int(np.isfinite(self.errors[:, s]).sum())
+
     def half_width(self, i: int, s: int) -> float:
         """In log loss: the errors of the other runs, as Student's t has it."""
         return _half_width(np.delete(self.errors[:, s], i))
@@ -86,11 +90,10 @@ def study(evidence: Evidence) -> Finding:
     numbers += _error_numbers(tests) + _stop_numbers(main, stops)
     usable = [s for s in range(len(SHARES)) if np.isfinite(rms[AREA.name][s])]
     first, last = usable[0], usable[-1]
-    told = {s: int(np.isfinite(main.errors[:, s]).sum()) for s in (first, last)}
     found = (
         f"From the first {SHARES[first]:.0%} of a run its final loss is predicted to {100 * rms[AREA.name][first]:.1f}% "
-        f"({told[first]} of {len(main.runs)} runs), from the first {SHARES[last]:.0%} to {100 * rms[AREA.name][last]:.1f}% "
-        f"({told[last]}); their sizes and tokens alone give {100 * unseen:.1f}%; {len(stops)} could have been stopped "
+        f"({main.told(first)} of {len(main.runs)} runs), from the first {SHARES[last]:.0%} to {100 * rms[AREA.name][last]:.1f}% "
+        f"({main.told(last)}); their sizes and tokens alone give {100 * unseen:.1f}%; {len(stops)} could have been stopped "
         "on the way."
     )
     return Finding(
@@ -286,7 +289,7 @@ def _error_numbers(tests: dict[str, Tests]) -> list[Number]:
     for s, share in enumerate(SHARES):
         errors = main.errors[:, s]
         inside = sum(abs(errors[i]) <= main.half_width(i, s) for i in range(len(errors)))
-        told = int(np.isfinite(errors).sum())
+        told = main.told(s)
         note = main.reasons[0] if main.reasons else ""
         if told > 1:
             other = 100 * _rms(tests[POWER.name].errors[:, s])

@@ -95,7 +95,9 @@ def notes(cells: Sequence[Cell]) -> list[str]:
         if rules.UNUSED[rule]:
             said.append(f"optim.rule={rule} does not use {', '.join(sorted(rules.UNUSED[rule]))}")
         if theirs[0].config.model.tied:
-            said.append("model.tied=true: the embedding is the head too, and optim.embedding_rate and embedding_mean are not used")
+            said.append(
+                "model.tied=true: the embedding is the head too, and optim.embedding_rate and optim.embedding_mean are not used"
+            )
         seen = [(cell.params, rules.followed_tokens(cell.config.optim, cell.params, cell.tokens)) for cell in theirs]
         beyond = [why for params, tokens in seen if (why := rules.outside(rule, params, tokens))]
         if beyond:
