@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sweep import experiment
 from sweep.execute.local import LocalExecutor
 from sweep.files import SweepFolder
 from sweep.hardware import Hardware, find_hardware
 from sweep.places import cores_per_run, executor_for, hardware_for, is_remote, lone_gain, ranks_of
 from sweep.plan.schema import ConfigError, LocalExecutorConfig, RayExecutorConfig, SlurmExecutorConfig
+from sweep.plan.spec import PlannedRun
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = ("scale=cpu", "+grid=isoflop")
@@ -143,3 +145,19 @@ def test_only_a_lone_run_takes_the_cores_that_would_idle(compose, tiny_spec):
     assert ranks_of(elsewhere, here, six, alone=True) == 1
     assert ranks_of(compose(*CPU, "executor.compile=true"), here, six, alone=True) == 1
     assert lone_gain(plain, here, six) > 1 == lone_gain(plain, Hardware("cuda", 4, 2**34, ""), six)
+
+
+@pytest.mark.parametrize("roles, ranks", [(["holdout"], 2), (["fit"], 1), (["trunk"], 1), (["holdout", "holdout"], 1)])
+def test_what_laws_are_fitted_to_is_never_shared_though_it_runs_alone(
+    compose, tiny_spec, tmp_path, monkeypatch, roles, ranks
+):
+    """So that its loss is the same to the last bit, whatever ran beside it."""
+    asked = []
+    monkeypatch.setattr(
+        experiment, "execute", lambda folder, runs, place, how, **rest: asked.extend(how(run)["ranks"] for run in runs) or []
+    )
+    runs = [PlannedRun(tiny_spec(batch_sequences=6, seed=seed), "g", role) for seed, role in enumerate(roles)]
+    hardware = Hardware("cpu", 2, 2**34, "")
+    sweep = experiment.Sweep(compose(*CPU), SweepFolder(tmp_path), hardware, None, facts={"fingerprint": "f"})
+    sweep.execute(runs, None)
+    assert asked == [ranks] * len(roles)
