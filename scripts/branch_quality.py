@@ -2,10 +2,11 @@
 
     python scripts/branch_quality.py [--seeds 3] [--out outputs/branch_quality] [key=value ...]
 
-The same sizes, token counts and seeds three times: branches off trunks; independent runs at the rate and batch
-of their own D, with the trunks' warmup and from there on linear decay; the same with a cosine. For each (N, D) the
-mean loss over seeds of the branch against the better of the other two. Further arguments go to every sweep; a
-second call trains nothing again.
+The same sizes, token counts and seeds five times: branches off trunks; and independent runs at the rate of their own D,
+with the trunks' warmup and from there on linear decay, or a cosine, at the constant batch of their own D, or at the
+branches' growing batch and their base rate, so that the schedule alone differs. For each (N, D) the mean loss over
+seeds of the branch against the better of linear and cosine. Further arguments go to every sweep; a second call
+trains nothing again.
 """
 
 from __future__ import annotations
@@ -25,17 +26,23 @@ TOKENS = (4e5, 8e5, 1.6e6, 3.2e6)
 WARMUP = 1.2e5  # tokens: scale.warmup_tokens
 
 WARM = f"schedule.warmup_tokens={WARMUP}"
-SCHEDULES = {
-    "branch": (TOKENS, ["schedule=trunk", WARM]),
-    "cosine": (TOKENS, ["schedule=cosine", WARM]),
-    **{  # the share of a run that its decay can have goes with its length; a thousandth is left for rounding
-        f"linear-{tokens:.0f}": (
+BATCHES = {  # what the independent runs' batch is, and how it is asked for
+    "own": ("the constant batch of their own D", []),
+    "growing": ("the branches' growing batch", ["optim.batch_follows=seen", "optim.lr=${scale.trunk_lr}"]),
+}
+
+
+def independent(batch: str) -> dict[str, tuple[Sequence[float], list[str]]]:
+    """The sweeps of independent runs with this batch, by name: their token counts and overrides."""
+    _, asked = BATCHES[batch]
+    linear = {  # the share of a run that its decay can have goes with its length; a thousandth is left for rounding
+        f"linear {batch} {tokens:.0f}": (
             [tokens],
-            ["schedule=independent", WARM, f"schedule.decay_fraction={0.999 - WARMUP / tokens:.4f}"],
+            ["schedule=independent", WARM, f"schedule.decay_fraction={0.999 - WARMUP / tokens:.4f}", *asked],
         )
         for tokens in TOKENS
-    },
-}
+    }
+    return {f"cosine {batch}": (TOKENS, ["schedule=cosine", WARM, *asked]), **linear}
 
 
 def main() -> None:
@@ -43,10 +50,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("outputs/branch_quality"))
     arguments, more = parser.parse_known_args()
-    losses: dict[str, dict] = {}
-    for name, (tokens, overrides) in SCHEDULES.items():
-        losses.setdefault(name.partition("-")[0], {}).update(train(name, tokens, overrides + more, arguments))
-    print(report(losses))
+    branch = train("branch", TOKENS, ["schedule=trunk", WARM, *more], arguments)
+    for batch, (words, _) in BATCHES.items():
+        losses: dict[str, dict] = {"branch": branch, "linear": {}, "cosine": {}}
+        for name, (tokens, overrides) in independent(batch).items():
+            losses[name.split()[0]].update(train(name, tokens, overrides + more, arguments))
+        print(f"against runs with {words}\n{report(losses)}\n", flush=True)
 
 
 def train(
@@ -54,7 +63,7 @@ def train(
 ) -> dict[tuple[int, float], list[float]]:
     """The sweep of one schedule; its losses by (N, D as asked for), a seed each."""
     over = f"{{params: {list(PARAMS)}, tokens: {list(tokens)}, seed: {list(range(arguments.seeds))}}}"
-    out = arguments.out / name
+    out = arguments.out / name.replace(" ", "-")
     command = [
         sys.executable, "-m", "sweep", "+grid=product", "scale=cpu", "logger=none", f"+grid.over={over}", f"out={out}",
         *overrides,

@@ -182,12 +182,32 @@ def test_the_optimizer_s_kind_and_bases_are_in_the_run(compose):
     assert spec(compose(*CPU, "optim.base_depth=3"), 1e6) == spec(plain, 1e6)  # means nothing to mup
 
 
+def test_the_batch_can_follow_the_tokens_seen_whatever_the_rate_follows(compose):
+    grown, own = compose(*CPU, "optim.batch_follows=seen"), compose(*CPU)
+    short, long = spec(grown, 3e5), spec(grown, 2e7)
+    assert short.batch == long.batch and short.batch.doubles_at is not None  # one batch for runs of any length
+    assert short.optim.lr != long.optim.lr  # and the rate of each run's own D
+    assert {spec(config, 2e7).optim.lr for config in (grown, own)} == {long.optim.lr}
+    last, wanted = long.batch.at(long.steps - 1), spec(own, 2e7).batch_sequences
+    assert wanted / 1.5 <= last <= 1.5 * wanted
+    trunk = ["+grid=isoflop", "scale=cpu"]
+    assert spec(compose(*trunk), 1e6).batch == spec(compose(*trunk, "optim.batch_follows=seen"), 1e6).batch
+    assert spec(compose(*trunk, "optim.batch_follows=run"), 1e6).batch.doubles_at is None
+
+
+@pytest.mark.parametrize("overrides", [["optim.rule=constant"], ["optim.batch_exponent=0.4"]])
+def test_a_batch_of_the_tokens_seen_wants_a_rule_that_goes_with_their_root(compose, overrides):
+    with pytest.raises(ConfigError, match="optim.batch_follows: seen wants .* Nothing was launched"):
+        spec(compose(*CPU, "optim.batch_follows=seen", *overrides), 1e6)
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
         (["optim.rule=linear"], "optim.rule: 'linear' is none of power"),
         (["optim.kind=lion"], "optim.kind: 'lion' is none of adamw, muon"),
         (["optim.follows=budget"], "optim.follows: 'budget' is none of run, size"),
+        (["optim.batch_follows=size"], "optim.batch_follows: 'size' is none of run, seen and null"),
         (["optim.tokens_per_param=0"], "optim.tokens_per_param: 0.* is not a positive number"),
         (["optim.base_depth=0"], "optim.base_depth: 0 is not a positive number"),
         (["+optim.momentum=0.9"], "optim.momentum: wanted by optim=muon, and by it alone"),

@@ -172,6 +172,8 @@ def _inconsistent_optim(optim: OptimConfig, param: str) -> list[str]:
     wrong = []
     if (optim.momentum is None) == (optim.kind == "muon"):
         wrong.append("optim.momentum: wanted by optim=muon, and by it alone")
+    if optim.batch_follows not in (None, "run", "seen"):
+        wrong.append(f"optim.batch_follows: {optim.batch_follows!r} is none of run, seen and null")
     if None not in (optim.weight_decay, optim.weight_decay_timescale):
         wrong.append("optim.weight_decay: give this or optim.weight_decay_timescale, not both; one of them null")
     if optim.rule in ("olmo", "porian", "steplaw") and param != "sp":

@@ -106,10 +106,10 @@ def notes(cells: Sequence[Cell]) -> list[str]:
 
 
 def batch_spec(optim: OptimConfig, recipe: Recipe, followed: float, seq_len: int) -> BatchSpec:
-    """The recipe's batch in whole sequences, never below optim.least_batch_tokens. Where optim.follows=size and the
-    rule has it grow with the square root of D, the rule holds of the tokens seen so far, whatever D will be."""
+    """The recipe's batch in whole sequences, never below optim.least_batch_tokens. Where it grows, the rule holds of
+    the tokens seen so far, whatever D will be."""
     least, wanted = max(1, round(optim.least_batch_tokens / seq_len)), recipe.batch_tokens / seq_len
-    if optim.follows == "size" and rules.grows(optim):
+    if rules.grows(optim):
         return growing(wanted, followed / seq_len, least)
     return BatchSpec(max(least, round(wanted)))
 

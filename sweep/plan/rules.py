@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sweep.plan.schema import OptimConfig
+from sweep.plan.schema import ConfigError, OptimConfig
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,18 @@ def followed_tokens(optim: OptimConfig, params: float, tokens: float) -> float:
 
 
 def grows(optim: OptimConfig) -> bool:
-    """Whether the rule's batch goes with the square root of D: then it can grow with the tokens seen instead."""
-    return optim.rule == "sqrt" or optim.rule == "power" and optim.batch_exponent == 0.5
+    """Whether a run's batch grows with the tokens that it has seen (sweep/plan/batch.py).
+
+    Raises ConfigError where it is asked to, and the rule's batch does not go with the square root of D.
+    """
+    can_grow = optim.rule == "sqrt" or optim.rule == "power" and optim.batch_exponent == 0.5
+    if optim.batch_follows == "seen" and not can_grow:
+        raise ConfigError(
+            f"optim.batch_follows: seen wants a batch that goes with the square root of D (optim.rule=sqrt, or power with "
+            f"optim.batch_exponent=0.5), and optim.rule={optim.rule} with optim.batch_exponent={optim.batch_exponent:g} has "
+            "none; say optim.batch_follows=run. Nothing was launched."
+        )
+    return can_grow and (optim.batch_follows == "seen" or optim.batch_follows is None and optim.follows == "size")
 
 
 def power(optim: OptimConfig, params: float, tokens: float) -> Recipe:

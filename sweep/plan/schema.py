@@ -120,12 +120,13 @@ class TokenizerConfig:
 class OptimConfig:
     """The optimizer, and the rule by which rate and batch follow a run's N and D (sweep/plan/rules.py):
     with `power`, batch = batch_tokens · (D / batch_at_tokens)^batch_exponent in whole sequences, and
-    peak rate = lr · (D / lr_at_tokens)^lr_exponent at width base_width. With follows=size the batch is that of
-    the tokens seen so far (sweep/plan/batch.py)."""
+    peak rate = lr · (D / lr_at_tokens)^lr_exponent at width base_width. With batch_follows=seen the batch is that
+    of the tokens seen so far (sweep/plan/batch.py)."""
 
     kind: str  # adamw | muon: Muon for the matrices in the layers, AdamW for the rest
     rule: str  # power | constant | sqrt | olmo | porian | steplaw
     follows: str  # run: the rule sees the run's own D | size: tokens_per_param · N, alike for all budgets
+    batch_follows: Optional[str]  # run | seen; null: seen where follows=size and the rule's batch goes with sqrt(D)
     tokens_per_param: float  # D/N, N non-embedding; what follows=size puts in the place of a run's own D
     lr: float
     base_width: int  # where the rate is what it says; param=mup and completep
