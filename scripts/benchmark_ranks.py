@@ -19,13 +19,13 @@ import torch
 
 from models.count import count_parameters
 from sweep.__main__ import CONF
-from sweep.experiment import prepare_corpus
 from sweep.files import RunFolder
 from sweep.hardware import usable_cores
 from sweep.places import hardware_for, ranks_of
 from sweep.plan.grids import target_cell
 from sweep.plan.plan import Corpus, plan
 from sweep.plan.schema import to_config
+from sweep.preparation import prepare_corpus
 from sweep.tables import console
 from sweep.train.ranks import train_on_ranks
 from sweep.train.train import Execution, train

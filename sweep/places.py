@@ -7,8 +7,9 @@ import math
 from sweep.execute.executor import Executor
 from sweep.files import SweepFolder
 from sweep.hardware import Hardware, find_hardware
-from sweep.plan.schema import SweepConfig
-from sweep.plan.spec import RunSpec
+from sweep.plan.cost import shards
+from sweep.plan.schema import ExecutorConfig, SweepConfig
+from sweep.plan.spec import PlannedRun, RunSpec
 
 THREADS = 1
 """Of each worker, everywhere: the order of a sum depends on it, and so the loss in its last digits."""
@@ -35,6 +36,11 @@ def lone_gain(config: SweepConfig, hardware: Hardware, spec: RunSpec) -> float:
     if hardware.device != "cpu":
         return 1.0
     return 1 + SHARED_GAIN * (ranks_of(config, hardware, spec, alone=True) - 1)
+
+
+def shared_by(planned: PlannedRun, hardware: Hardware, executor: ExecutorConfig) -> int:
+    """Over how many GPUs weights, gradients and moments of the run are spread."""
+    return shards(planned.spec, executor.ranks, executor.shard, hardware.memory_per_run)
 
 
 def cores_per_run(gpus: float) -> int:

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from execution_helpers import FAKE_WORKER, acting, local, planned_run, starts, wait_for
 
-from sweep import experiment, hardware, provenance
+from sweep import hardware, provenance, state
 from sweep.execute import coordinator
 from sweep.execute.coordinator import execute
 from sweep.execute.lock import CoordinatorLock, is_held
@@ -333,14 +333,14 @@ def trained(compose, folder, monkeypatch):
     here = {"torch": "2.0", "code": "aaaa", "training_code": "f00d", "numpy": "1"}
     monkeypatch.setattr(provenance, "versions", lambda: dict(here))
     launched = []
-    monkeypatch.setattr(experiment, "execute", lambda folder, runs, *rest, **options: launched.append(runs) or [])
+    monkeypatch.setattr(state, "execute", lambda folder, runs, *rest, **options: launched.append(runs) or [])
 
     def sweep(on_change="refuse", **changes):
         here.update(changes)
         config = compose("scale=cpu", "device=cpu", "+grid=isoflop", f"on_change={on_change}")
         hardware = Hardware("cpu", 1, 10**9, "")
         runs = (planned_run(0), planned_run(1))
-        return experiment.Sweep(config, folder, hardware, None, planned=Shared((), runs), facts={"fingerprint": "f"}), launched
+        return state.Sweep(config, folder, hardware, None, planned=Shared((), runs), facts={"fingerprint": "f"}), launched
 
     first, _ = sweep()
     first.write()
@@ -352,7 +352,7 @@ def trained(compose, folder, monkeypatch):
 def test_runs_are_not_trained_on_by_other_code_unless_that_is_accepted(trained, folder, changes):
     sweep, launched = trained(**changes)
     for _ in range(2):  # a refusal is not forgotten by the next command
-        with pytest.raises(experiment.Refused, match=r"2\.1 here|beef here") as refusal:
+        with pytest.raises(state.Refused, match=r"2\.1 here|beef here") as refusal:
             sweep.execute(sweep.runs, None)
         assert "on_change=accept" in str(refusal.value) and "Nothing was launched" in str(refusal.value)
     assert launched == []
@@ -380,7 +380,7 @@ def test_a_folder_of_an_older_version_is_no_change(trained, folder):
     sweep, launched = trained()
     sweep.execute(sweep.runs, None)
     sweep, _ = trained(torch="2.1")
-    with pytest.raises(experiment.Refused):
+    with pytest.raises(state.Refused):
         sweep.execute(sweep.runs, None)
     assert len(launched) == 1
 

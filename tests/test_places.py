@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweep import experiment
+from sweep import state
 from sweep.execute.local import LocalExecutor
 from sweep.files import SweepFolder
 from sweep.hardware import Hardware, find_hardware
@@ -154,10 +154,10 @@ def test_what_laws_are_fitted_to_is_never_shared_though_it_runs_alone(
     """So that its loss is the same to the last bit, whatever ran beside it."""
     asked = []
     monkeypatch.setattr(
-        experiment, "execute", lambda folder, runs, place, how, **rest: asked.extend(how(run)["ranks"] for run in runs) or []
+        state, "execute", lambda folder, runs, place, how, **rest: asked.extend(how(run)["ranks"] for run in runs) or []
     )
     runs = [PlannedRun(tiny_spec(batch_sequences=6, seed=seed), "g", role) for seed, role in enumerate(roles)]
     hardware = Hardware("cpu", 2, 2**34, "")
-    sweep = experiment.Sweep(compose(*CPU), SweepFolder(tmp_path), hardware, None, facts={"fingerprint": "f"})
+    sweep = state.Sweep(compose(*CPU), SweepFolder(tmp_path), hardware, None, facts={"fingerprint": "f"})
     sweep.execute(runs, None)
     assert asked == [ranks] * len(roles)

@@ -78,12 +78,15 @@ def part(*packages: str) -> list[str]:
     return modules
 
 
+STAGES = ("sweep.checks", "sweep.experiment", "sweep.preparation", "sweep.pricing", "sweep.state")
+
+
 def test_models_know_nothing_of_sweeps():
     assert_wall(part("models"), ("sweep", "analysis", "omegaconf", "hydra", "wandb"))
 
 
 def test_the_plan_knows_nobody_above_it_and_needs_no_torch():
-    above = ("sweep.data", "sweep.train", "sweep.execute", "sweep.experiment", "analysis")
+    above = ("sweep.data", "sweep.train", "sweep.execute", *STAGES, "analysis")
     assert_wall(part("sweep.plan"), (*above, "torch", "wandb", "hydra"))
 
 
@@ -97,7 +100,7 @@ def test_data_know_no_spec():
 def test_training_knows_neither_execution_nor_analysis_nor_configuration():
     above = (
         "sweep.execute",
-        "sweep.experiment",
+        *STAGES,
         "sweep.plan.schema",
         "analysis",
         "hydra",
