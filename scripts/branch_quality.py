@@ -2,11 +2,11 @@
 
     python scripts/branch_quality.py [--seeds 3] [--out outputs/branch_quality] [key=value ...]
 
-The same sizes, token counts and seeds five times: branches off trunks; and independent runs at the rate of their own D,
-with the trunks' warmup and from there on linear decay, or a cosine, at the constant batch of their own D, or at the
-branches' growing batch and their base rate, so that the schedule alone differs. For each (N, D) the mean loss over
-seeds of the branch against the better of linear and cosine. Further arguments go to every sweep; a second call
-trains nothing again.
+Branches off trunks of three sizes, for four token counts; and independent runs of the same sizes, token counts and
+seeds, from their first update at the rate and weight decay of their own D: with a decay from the warmup's end on,
+linear or a cosine, at the constant batch of their own D or at the branches' growing batch; and with the branches' own
+batch and schedule. For each (N, D) the branch's mean loss over seeds against theirs, or the better of linear and
+cosine. Further arguments go to every sweep; a second call trains nothing again.
 """
 
 from __future__ import annotations
@@ -21,28 +21,35 @@ from pathlib import Path
 
 import numpy as np
 
+Losses = dict[tuple[int, float], list[float]]
+"""By (N, D as asked for), a seed each."""
+
 PARAMS = (13e3, 27e3, 54e3)
 TOKENS = (4e5, 8e5, 1.6e6, 3.2e6)
 WARMUP = 1.2e5  # tokens: scale.warmup_tokens
 
 WARM = f"schedule.warmup_tokens={WARMUP}"
-BATCHES = {  # what the independent runs' batch is, and how it is asked for
-    "own": ("the constant batch of their own D", []),
-    "growing": ("the branches' growing batch", ["optim.batch_follows=seen", "optim.lr=${scale.trunk_lr}"]),
+BATCHES = {"own": [], "growing": ["optim.batch_follows=seen", "optim.lr=${scale.trunk_lr}"]}
+AGAINST = {
+    "runs that decay from the warmup's end on, at the constant batch of their own D": ("linear own", "cosine own"),
+    "runs that decay from the warmup's end on, at the branches' growing batch": ("linear growing", "cosine growing"),
+    "runs with the branches' batch and schedule, at the rate and decay of their own D": ("wsd growing",),
 }
 
 
-def independent(batch: str) -> dict[str, tuple[Sequence[float], list[str]]]:
-    """The sweeps of independent runs with this batch, by name: their token counts and overrides."""
-    _, asked = BATCHES[batch]
-    linear = {  # the share of a run that its decay can have goes with its length; a thousandth is left for rounding
-        f"linear {batch} {tokens:.0f}": (
-            [tokens],
-            ["schedule=independent", WARM, f"schedule.decay_fraction={0.999 - WARMUP / tokens:.4f}", *asked],
-        )
-        for tokens in TOKENS
-    }
-    return {f"cosine {batch}": (TOKENS, ["schedule=cosine", WARM, *asked]), **linear}
+def sweeps(arm: str) -> dict[str, tuple[Sequence[float], list[str]]]:
+    """The sweeps that an arm of independent runs takes, by name: token counts and overrides."""
+    schedule, batch = arm.split()
+    if schedule == "linear":  # the share of a run that its decay can have goes with its length
+        return {
+            f"{arm} {tokens:.0f}": (
+                [tokens],  # a thousandth is left for rounding
+                ["schedule=independent", WARM, f"schedule.decay_fraction={0.999 - WARMUP / tokens:.4f}", *BATCHES[batch]],
+            )
+            for tokens in TOKENS
+        }
+    asked = {"cosine": "schedule=cosine", "wsd": "schedule=independent"}[schedule]
+    return {arm: (TOKENS, [asked, WARM, *BATCHES[batch]])}
 
 
 def main() -> None:
@@ -51,17 +58,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/branch_quality"))
     arguments, more = parser.parse_known_args()
     branch = train("branch", TOKENS, ["schedule=trunk", WARM, *more], arguments)
-    for batch, (words, _) in BATCHES.items():
-        losses: dict[str, dict] = {"branch": branch, "linear": {}, "cosine": {}}
-        for name, (tokens, overrides) in independent(batch).items():
-            losses[name.split()[0]].update(train(name, tokens, overrides + more, arguments))
-        print(f"against runs with {words}\n{report(losses)}\n", flush=True)
+    reports = []
+    for words, arms in AGAINST.items():
+        losses: dict[str, Losses] = {arm: {} for arm in arms}
+        for arm in arms:
+            for name, (tokens, overrides) in sweeps(arm).items():
+                losses[arm].update(train(name, tokens, overrides + more, arguments))
+        reports.append(f"against {words}\n{report(branch, losses)}\n")
+    print("\n".join(reports))
 
 
-def train(
-    name: str, tokens: Sequence[float], overrides: list[str], arguments: argparse.Namespace
-) -> dict[tuple[int, float], list[float]]:
-    """The sweep of one schedule; its losses by (N, D as asked for), a seed each."""
+def train(name: str, tokens: Sequence[float], overrides: list[str], arguments: argparse.Namespace) -> Losses:
+    """One sweep; its losses."""
     over = f"{{params: {list(PARAMS)}, tokens: {list(tokens)}, seed: {list(range(arguments.seeds))}}}"
     out = arguments.out / name.replace(" ", "-")
     command = [
@@ -81,18 +89,17 @@ def train(
     return dict(found)
 
 
-def report(losses: dict[str, dict[tuple[int, float], list[float]]]) -> str:
-    cells = sorted(set.intersection(*(set(found) for found in losses.values())))
-    mean = {name: np.array([np.mean(found[cell]) for cell in cells]) for name, found in losses.items()}
-    spread = [np.std(np.log(found[cell]), ddof=1) for found in losses.values() for cell in cells if len(found[cell]) > 1]
-    better = np.minimum(mean["linear"], mean["cosine"])
-    difference = 100 * np.log(mean["branch"] / better)
-    lines = [f"{'N':>8} {'D':>9} {'D/N':>6} {'branch':>8} {'linear':>8} {'cosine':>8} {'difference':>11}"]
+def report(branch: Losses, others: dict[str, Losses]) -> str:
+    """The branches' losses against the best of the others', cell by cell, and what is systematic in that."""
+    all_of_them = {"branch": branch, **others}
+    cells = sorted(set.intersection(*map(set, all_of_them.values())))
+    mean = {name: np.array([np.mean(found[cell]) for cell in cells]) for name, found in all_of_them.items()}
+    spread = [np.std(np.log(found[cell]), ddof=1) for found in all_of_them.values() for cell in cells if len(found[cell]) > 1]
+    difference = 100 * np.log(mean["branch"] / np.minimum.reduce([mean[name] for name in others]))
+    lines = [f"{'N':>8} {'D':>9} {'D/N':>6}" + "".join(f" {name:>14}" for name in mean) + f" {'difference':>11}"]
     for i, (params, tokens) in enumerate(cells):
-        lines.append(
-            f"{params:8,} {tokens:9,.0f} {tokens / params:6.1f} {mean['branch'][i]:8.4f} {mean['linear'][i]:8.4f} "
-            f"{mean['cosine'][i]:8.4f} {difference[i]:+10.2f}%"
-        )
+        each = "".join(f" {losses[i]:14.4f}" for losses in mean.values())
+        lines.append(f"{params:8,} {tokens:9,.0f} {tokens / params:6.1f}{each} {difference[i]:+10.2f}%")
     error = difference.std(ddof=1) / np.sqrt(len(cells))
     lines.append(f"mean difference {difference.mean():+.2f}% ± {error:.2f}% (standard error over {len(cells)} cells)")
     logs = np.log2(np.array(cells, dtype=np.float64))
