@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -76,3 +77,45 @@ def test_without_a_gpu_the_benchmark_says_so():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2 and "no CUDA device here" in done.stderr
+
+
+def test_branch_quality_finds_a_planted_difference_and_its_trends():
+    """1% better in the mean than the better of two arms, by 0.5% less for each doubling of D, by 0.25% more of N."""
+    quality, rng = script("branch_quality"), np.random.default_rng(0)
+    branch, linear, cosine = {}, {}, {}
+    cells = [(params, tokens) for params in (16_000, 32_000, 64_000) for tokens in (4e5, 8e5, 1.6e6, 3.2e6)]
+    for params, tokens in cells:
+        losses = 1.5 + 0.1 * rng.random(3)
+        planted = -1.0 - 0.25 * np.log2(params / 32_000) + 0.5 * (np.log2(tokens / 4e5) - 1.5)
+        linear[params, tokens], cosine[params, tokens] = list(losses), list(1.01 * losses)
+        branch[params, tokens] = list(np.exp(planted / 100) * losses)
+    said = quality.report(branch, {"linear own": linear, "cosine own": cosine}).splitlines()
+    assert len(said) == 1 + len(cells) + 4
+    mean, of_params, of_tokens = (float(line.partition("%")[0].split()[-1]) for line in said[-4:-1])
+    assert (mean, of_params, of_tokens) == (-1.0, -0.25, 0.5)
+
+
+def test_branch_quality_asks_for_what_it_says():
+    """At the branches' batch, arms differ from them in schedule, rate and decay alone; in its own they have a constant one."""
+    quality = script("branch_quality")
+    product = ["+grid=product", "scale=cpu", "grid.params=27e3", "grid.tokens=1.6e6"]
+
+    def spec(overrides):
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = to_config(hydra.compose("config", overrides=[*product, *overrides]))
+        return plan(cells(config, 257), Corpus("f00d", 257, 10**12))[0].spec
+
+    branch = spec(["schedule=trunk", quality.WARM])
+    for arm, decay in (("linear", 0.93), ("wsd", 0.2), ("cosine", None)):
+        for batch in quality.BATCHES:
+            (found,) = (
+                spec(overrides)
+                for tokens, overrides in quality.sweeps(f"{arm} {batch}").values()
+                if 1.6e6 in tokens
+            )
+            assert (found.batch == branch.batch) == (batch == "growing")
+            assert (found.batch.doubles_at is None) == (batch == "own")
+            assert found.optim.lr != branch.optim.lr
+            decayed = found.steps - found.decay_start
+            if decay is not None:
+                assert 1 - found.batch.seen(found.steps - decayed) / found.batch.seen(found.steps) == pytest.approx(decay, abs=0.01)
