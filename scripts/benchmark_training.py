@@ -8,7 +8,8 @@ For widths of the cpu-scale family and for the shapes of its default grid, in tu
           whichever is faster
   llama   transformers' LlamaForCausalLM and torch.optim.AdamW at equal shapes, one process with all threads
 FLOPs are the useful ones (models/count.py) in every column. Each figure is the median of the repeats. Without
-transformers the last column is left out.
+transformers the last column is left out. Then where the time of ours goes, by torch's profiler, which makes short
+operations look longer than they are.
 """
 
 from __future__ import annotations
@@ -104,6 +105,31 @@ def llama(spec: RunSpec) -> Callable[[], None]:
     return update
 
 
+KINDS = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention_for_cpu_backward"),
+    "AdamW": ("aten::_fused_adamw_",),
+}
+"""Operations by kind; attention's products are inside of it. What is left: norms, rotation, gating, embedding, loss, sums of
+gradients, clipping, and torch's and Python's work between operations."""
+PROFILED_STEPS = 30
+
+
+def shares(spec: RunSpec) -> dict[str, float]:
+    """The share of each kind of operation in the time of updates by one thread."""
+    update = updates(spec)
+    for _ in range(WARMUP):
+        update()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        started = time.perf_counter()
+        for _ in range(PROFILED_STEPS):
+            update()
+        elapsed = 1e6 * (time.perf_counter() - started)
+    own = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    found = {kind: sum(own.get(name, 0.0) for name in names) / elapsed for kind, names in KINDS.items()}
+    return {**found, "the rest": 1.0 - sum(found.values())}
+
+
 SIDES = {"ours": updates, "peak": products, "llama": llama}
 
 
@@ -189,6 +215,10 @@ def main() -> None:
               f"llama one after the other {theirs:.0f} s: {theirs / ours:.2f} times")
     else:
         print("transformers is not installed: no comparison with Llama (pip install transformers)")
+    torch.set_num_threads(1)
+    for width, spec in of_width.items():
+        said = ", ".join(f"{kind} {share:.0%}" for kind, share in shares(spec).items())
+        print(f"time of an update at width {width}, batch {spec.batch_sequences}: {said}")
 
 
 def spec_of(config, like: RunSpec, shape: DecoderShape) -> RunSpec:

@@ -79,6 +79,12 @@ def test_without_a_gpu_the_benchmark_says_so():
     assert done.returncode == 2 and "no CUDA device here" in done.stderr
 
 
+def test_every_kind_of_operation_is_found_by_the_name_that_torch_gives_it(training, config):
+    like = plan(cells(config, training.VOCAB), Corpus("f00d", training.VOCAB, 10**12))[0].spec
+    shares = training.shares(training.spec_of(config, like, family(config, training.VOCAB).shape(64)))
+    assert set(training.KINDS) < set(shares) and all(0 < share < 1 for share in shares.values())
+
+
 def test_branch_quality_finds_a_planted_difference_and_its_trends():
     """1% better in the mean than the better of two arms, by 0.5% less for each doubling of D, by 0.25% more of N."""
     quality, rng = script("branch_quality"), np.random.default_rng(0)
