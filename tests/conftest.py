@@ -18,14 +18,6 @@ from sweep.plan.spec import DataSpec, OptimSpec, RunSpec, ScheduleSpec
 
 VOCAB, SEQ = 32, 16
 
-LONGEST = ("test_pipeline.py", "test_reuse.py", "test_faults.py", "test_ranks.py", "test_places.py", "test_benchmarks.py")
-"""Files with few tests that take minutes, as whole sweeps do."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no core is left with one of them when the others have nothing to do."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
-
 
 @pytest.fixture(scope="session")
 def compose():
