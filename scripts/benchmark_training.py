@@ -116,7 +116,7 @@ PROFILED_STEPS = 30
 
 
 def shares(spec: RunSpec) -> dict[str, float]:
-    """The share of each kind of operation in the time of updates by one thread."""
+    """The share, 0 to 1, of each kind of operation in the wall time of updates by one thread."""
     update = updates(spec)
     for _ in range(WARMUP):
         update()

@@ -56,10 +56,10 @@ def experiment(composed: DictConfig) -> None:
     except ConfigError as error:
         _refuse(f"{error}\nNothing was launched.")
     # the imports below take seconds: a bad configuration and tab completion don't wait for them
-    from sweep.checks import Refused
     from sweep.execute.interrupts import Interrupted
     from sweep.execute.lock import Locked
     from sweep.experiment import run
+    from sweep.refusals import Refused
 
     try:
         sys.exit(run(config))

@@ -14,7 +14,6 @@ from analysis.studies import load
 from analysis.values import Prediction, Target
 from models.count import count_parameters
 from sweep import provenance
-from sweep.checks import check_corpus, check_folder, check_memory, check_optimizer
 from sweep.data.tokens import vocabulary_size
 from sweep.execute.lock import CoordinatorLock
 from sweep.execute.mirror import Mirror
@@ -25,6 +24,7 @@ from sweep.plan.plan import notes, plan
 from sweep.plan.schema import ConfigError, SweepConfig
 from sweep.preparation import data_configs, planned_corpus, prepare_corpus
 from sweep.pricing import show_cost
+from sweep.refusals import check_corpus, check_folder, check_memory, check_optimizer
 from sweep.state import Sweep, planned_runs
 from sweep.tables import MOST_ROWS, console
 from sweep.units import quantity

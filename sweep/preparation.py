@@ -6,11 +6,11 @@ import math
 import sys
 from pathlib import Path
 
-from sweep.checks import Refused
 from sweep.data.corpus import SourceConfig
 from sweep.data.tokens import CorpusFacts, TokenizerConfig, default_cache, prepare
 from sweep.plan.plan import Corpus
 from sweep.plan.schema import SweepConfig
+from sweep.refusals import Refused
 
 UNPREPARED = "not-prepared"
 """Stands for the fingerprint of a corpus that is streamed only once its cost is known."""
@@ -34,7 +34,11 @@ def data_configs(config: SweepConfig) -> tuple[SourceConfig, TokenizerConfig]:
 
 
 def prepare_corpus(config: SweepConfig, tokens: float, out) -> CorpusFacts:
-    """The corpus in shards, prepared now or before; enough held-out tokens are made sure of."""
+    """The corpus in shards, prepared now or before, for a longest run of `tokens` tokens.
+
+    Raises Refused where the held-out split has fewer tokens than data.eval_tokens wants, and what
+    `sweep.data.tokens.prepare` raises.
+    """
     source, tokenizer = data_configs(config)
     facts = prepare(
         source,
@@ -59,6 +63,7 @@ keeps its corpus."""
 
 
 def planned_corpus(facts: CorpusFacts | None, vocab_size: int) -> Corpus:
+    """What the plan knows of the corpus; None: it is not there yet, and has as many tokens as are asked for."""
     if facts is None:
         return Corpus(UNPREPARED, vocab_size, sys.maxsize)
     return Corpus(facts.fingerprint, facts.vocab_size, facts.train_tokens)

@@ -6,9 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from models.count import count_parameters
-from sweep.checks import Refused
 from sweep.execute.estimate import MeasurementFailed, measure
-from sweep.execute.ledger import FINAL, Ledger
+from sweep.execute.ledger import Ledger
 from sweep.hardware import Hardware
 from sweep.places import is_remote, lone_gain, shared_by
 from sweep.plan.cost import Cost, least_bytes, run_cost, shapes_to_measure
@@ -16,6 +15,7 @@ from sweep.plan.order import makespan
 from sweep.plan.plan import micro_batch_sequences
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import own_flops, whole_flops
+from sweep.refusals import Refused
 from sweep.state import Sweep
 from sweep.tables import plan_table
 from sweep.units import duration, memory
@@ -28,9 +28,12 @@ KEPT_OF_A_TRUNK = 3 / 4  # of BYTES_PER_PARAMETER: gradients are not kept
 
 
 def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
-    """Measure, print the plan with its cost, and refuse what exceeds max_hours or the memory."""
+    """Measure, and print the plan with its seconds, bytes and FLOPs. `target`: what will be predicted, not in the sweep yet.
+
+    Raises Refused for what takes longer than max_hours, does not fit in memory or cannot be run here.
+    """
     elsewhere = sweep.reusable(sweep.runs)
-    done = _done(sweep).union(elsewhere)
+    done = frozenset(Ledger(sweep.folder, sweep.runs).settled()).union(elsewhere)
     left = [planned for planned in (*sweep.runs, *target) if planned.run_id not in done]
     costs = _costs(sweep, left, target, out)
     out.print(plan_table([*sweep.runs, *target], costs, done))
@@ -60,13 +63,6 @@ def show_cost(sweep: Sweep, target: Sequence[PlannedRun], out) -> None:
             "the budgets or sizes, set grid.target.flops=null, use more hardware, or raise max_hours. Nothing was launched."
         )
     _check_peaks([*sweep.runs, *target], costs, sweep.hardware)
-
-
-def _done(sweep: Sweep) -> frozenset[str]:
-    """Runs of this folder that no repetition would change."""
-    ledger = Ledger(sweep.folder, sweep.runs)
-    results = {run.run_id: ledger.result(run.run_id) for run in sweep.runs}
-    return frozenset(run_id for run_id, result in results.items() if result and result["status"] in FINAL)
 
 
 def _costs(sweep: Sweep, left: Sequence[PlannedRun], target: Sequence[PlannedRun], out) -> dict[str, Cost]:

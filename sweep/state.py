@@ -8,10 +8,9 @@ from functools import partial
 from typing import Any
 
 from sweep import provenance
-from sweep.checks import Refused
 from sweep.execute.coordinator import Outcome, execute
 from sweep.execute.executor import Executor
-from sweep.execute.ledger import FINAL, Ledger
+from sweep.execute.ledger import Ledger
 from sweep.execute.mirror import Mirror
 from sweep.execute.progress import progress_for
 from sweep.execute.reuse import reusable, take_over
@@ -24,6 +23,7 @@ from sweep.plan.plan import Corpus, micro_batch_sequences, plan
 from sweep.plan.schema import SweepConfig
 from sweep.plan.spec import PlannedRun
 from sweep.plan.trunks import Shared, share
+from sweep.refusals import Refused
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Sweep:
 
     @property
     def runs(self) -> list[PlannedRun]:
+        """Trunks first: a parent comes before what goes on from it."""
         return [*self.planned.trunks, *self.planned.runs]
 
     def write(self) -> None:
@@ -63,13 +64,11 @@ class Sweep:
         self.write()
         ledger = Ledger(self.folder, self.runs)
         ledger.write()
-        for run in self.runs:
-            result = ledger.result(run.run_id)
-            if result is not None and result["status"] in FINAL:
-                settled = Outcome(run.run_id, result["status"], result.get("reason"), 0, result)
-                self.outcomes.setdefault(run.run_id, settled)
+        for run_id, result in ledger.settled().items():
+            self.outcomes.setdefault(run_id, Outcome(run_id, result["status"], result.get("reason"), 0, result))
 
     def reusable(self, runs: Sequence[PlannedRun]) -> dict[str, RunFolder]:
+        """By run id, where a sweep beside this one has finished it; none with reuse=false."""
         return reusable(self.folder, runs, self.execution) if self.config.reuse else {}
 
     def pending(self) -> list[PlannedRun]:

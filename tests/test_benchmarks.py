@@ -7,17 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.count import count_parameters, training_flops_per_token
-from sweep.__main__ import CONF
 from sweep.plan.grids import cells, family
 from sweep.plan.plan import Corpus, plan
-from sweep.plan.schema import to_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,10 +31,9 @@ def training():
     return script("benchmark_training")
 
 
-@pytest.fixture(scope="module")
-def config():
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_config(hydra.compose("config", overrides=["scale=cpu", "+grid=isoflop"]))
+@pytest.fixture
+def config(compose):
+    return compose("scale=cpu", "+grid=isoflop")
 
 
 def test_products_are_the_useful_flops_of_an_update(training, config):
@@ -101,15 +97,13 @@ def test_branch_quality_finds_a_planted_difference_and_its_trends():
     assert (mean, of_params, of_tokens) == (-1.0, -0.25, 0.5)
 
 
-def test_branch_quality_asks_for_what_it_says():
+def test_branch_quality_asks_for_what_it_says(compose):
     """At the branches' batch, arms differ from them in schedule, rate and decay alone; in its own they have a constant one."""
     quality = script("branch_quality")
     product = ["+grid=product", "scale=cpu", "grid.params=27e3", "grid.tokens=1.6e6"]
 
     def spec(overrides):
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = to_config(hydra.compose("config", overrides=[*product, *overrides]))
-        return plan(cells(config, 257), Corpus("f00d", 257, 10**12))[0].spec
+        return plan(cells(compose(*product, *overrides), 257), Corpus("f00d", 257, 10**12))[0].spec
 
     branch = spec(["schedule=trunk", quality.WARM])
     for arm, decay in (("linear", 0.93), ("wsd", 0.2), ("cosine", None)):

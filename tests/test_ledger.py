@@ -8,8 +8,7 @@ import pytest
 from execution_helpers import planned_run, put, result_of
 
 from models.count import count_flops, count_parameters
-from sweep.execute.ledger import COLUMNS, InvalidResult, Ledger, failure, load_result, read_result
-from sweep.execute.ledger import row, write_runs_csv
+from sweep.execute.ledger import COLUMNS, InvalidResult, Ledger, failure, load_result, read_result, row
 from sweep.files import SweepFolder
 
 
@@ -26,7 +25,7 @@ def table(folder):
 def test_every_run_has_one_row_in_plan_order_and_a_float_survives_the_file(folder):
     runs = [planned_run(seed, role="holdout" if seed == 2 else "fit") for seed in (3, 1, 2)]
     put(folder, runs[1], result_of(runs[1]))
-    write_runs_csv(folder, runs)
+    Ledger(folder, runs).write()
     rows = table(folder)
     assert tuple(rows[0]) == COLUMNS
     assert [r["run_id"] for r in rows] == [p.run_id for p in runs]
@@ -58,7 +57,7 @@ def test_a_run_that_stopped_early_reports_what_it_saw_not_what_was_planned(folde
 def test_a_run_named_in_two_groups_has_two_rows_and_one_result(folder):
     runs = [planned_run(0, group="a"), planned_run(1), planned_run(0, group="b")]
     put(folder, runs[0], result_of(runs[0]))
-    write_runs_csv(folder, runs)
+    Ledger(folder, runs).write()
     assert [(r["group"], r["status"]) for r in table(folder)] == [
         ("a", "finished"), ("g", "planned"), ("b", "finished"),
     ]  # fmt: skip
@@ -118,7 +117,7 @@ def test_refresh_sees_what_came_since(folder):
 
 def test_a_table_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
     runs = [planned_run()]
-    write_runs_csv(folder, runs)
+    Ledger(folder, runs).write()
     before = folder.runs_csv.read_bytes()
     put(folder, runs[0], result_of(runs[0]))
 
@@ -127,7 +126,7 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
 
     monkeypatch.setattr("sweep.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        write_runs_csv(folder, runs)
+        Ledger(folder, runs).write()
     assert folder.runs_csv.read_bytes() == before
     assert [path.name for path in folder.path.iterdir() if path.is_file()] == ["runs.csv"]
 

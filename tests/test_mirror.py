@@ -10,7 +10,7 @@ import pytest
 from execution_helpers import planned_run, put, result_of, wait_for
 from fake_wandb_server import FakeWandbServer
 
-from sweep.execute.ledger import write_runs_csv
+from sweep.execute.ledger import Ledger
 from sweep.execute.mirror import Mirror
 from sweep.execute.wandb_mirror import Item, Memory, ended_items, is_reachable
 from sweep.files import SweepFolder, write_atomically
@@ -56,7 +56,7 @@ def folder(tmp_path):
     run = put(folder, runs[0], result_of(runs[0], loss=2.5))
     write_atomically(run.metrics, "".join(json.dumps(line) + "\n" for line in LINES) + '{"step": 11, "lo')
     put(folder, runs[1], result_of(runs[1], status="failed", loss=None, reason="ValueError: no such thing"))
-    write_runs_csv(folder, runs)
+    Ledger(folder, runs).write()
     write_atomically(folder.report / "index.html", "<h1>the report</h1>")
     return folder
 
@@ -142,7 +142,7 @@ def test_what_is_published_is_not_published_again_and_what_changed_is(folder, fa
     assert len(calls()) == 3
     runs = [planned_run(seed) for seed in range(3)]
     put(folder, runs[1], result_of(runs[1]))
-    write_runs_csv(folder, runs)
+    Ledger(folder, runs).write()
     mirror(folder)
     assert calls()[3:] == [f"{name_of(1)} offline"]
 

@@ -8,7 +8,7 @@ import torch
 from models.config import DecoderShape
 from models.decoder import token_losses
 from models.transfer import build_decoder, initialise, is_hidden_matrix, stacked_matrices
-from sweep.checks import Refused, check_optimizer
+from sweep.refusals import Refused, check_optimizer
 from sweep.files import RunFolder
 from sweep.plan.spec import OptimSpec, PlannedRun
 from sweep.train.checkpoint import load_checkpoint

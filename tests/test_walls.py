@@ -78,7 +78,7 @@ def part(*packages: str) -> list[str]:
     return modules
 
 
-STAGES = ("sweep.checks", "sweep.experiment", "sweep.preparation", "sweep.pricing", "sweep.state")
+STAGES = ("sweep.refusals", "sweep.experiment", "sweep.preparation", "sweep.pricing", "sweep.state")
 
 
 def test_models_know_nothing_of_sweeps():

@@ -168,6 +168,10 @@ class Ledger:
         """As last read. Raises KeyError for a run outside the plan."""
         return self._results[run_id]
 
+    def settled(self) -> dict[str, Result]:
+        """By run id, in the plan's order, the results that no repetition would change."""
+        return {run_id: result for run_id, result in self._results.items() if result and result["status"] in FINAL}
+
     def refresh(self, run_id: str) -> Result | None:
         """Read this run's result again, and return it."""
         self._results[run_id] = read_result(self._folder.run(run_id))
@@ -205,11 +209,6 @@ def failure(planned: PlannedRun, reason: str, step: int, resumes: int, status: s
         "resumes": resumes,
         "versions": {},
     }
-
-
-def write_runs_csv(folder: SweepFolder, runs: Sequence[PlannedRun]) -> None:
-    """Write runs.csv from the results on disk; see `Ledger.write`."""
-    Ledger(folder, runs).write()
 
 
 def _fault(result: Any, folder: RunFolder) -> str | None:
